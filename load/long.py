@@ -52,7 +52,7 @@ def measure_events() -> int:
             for number in range(first, first + BATCH):
                 for record in _make_event(number).split_records():
                     spool.store(record)
-            wait_until(lambda: not lb.spooled(), 120)
+            wait_until(lambda: not lb.list_spool(), 120)
             sizes.append(measure_memory(process))
         return report(f"{EVENTS} events", sizes)
 

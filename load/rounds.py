@@ -17,7 +17,7 @@ from pathlib import Path
 
 from load.latency import Answers, client, find_requests, handle
 from load.pair import Fleet, balancer, nodes
-from tests.helpers.http_clients import client_load
+from tests.helpers.http_clients import run_clients
 from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 ROUNDS = int(os.environ.get("ROUNDS", "200"))
@@ -44,7 +44,7 @@ def measure(version: str, binary: Path) -> int:
         balancer(port, fleet, runtime=True, binary=binary) as (lb, haproxy),
     ):
         before = haproxy.reloads()[0]
-        with client_load(lb.front, 4, 0.01) as count, client(lb.front, answers):
+        with run_clients(lb.front, 4, 0.01) as count, client(lb.front, answers):
             for number in range(ROUNDS):
                 make_round(lb, answers, fleet.address["web02"], number, took)
         wait_until(lambda: lb.idle)

@@ -9,9 +9,9 @@ import os
 import random
 import sys
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
-from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
+from tests.helpers.tcp_sessions import CONFIG, ROLES, open_sessions, run_echo_servers
 
 CHANGES = int(os.environ.get("CHANGES", "1000"))
 SESSIONS = 60
@@ -23,16 +23,16 @@ def main() -> int:
     with (
         LoadBalancer(CONFIG, ROLES) as lb,
         Haproxy(lb) as haproxy,
-        echo_servers(list(ADDRESS.values()), lb.port),
-        running_watch(lb),
+        run_echo_servers(list(ADDRESS.values()), lb.port),
+        run_watch(lb),
     ):
         lb.join(*(format_member(name) for name in ADDRESS))
         wait_until(lambda: set(haproxy.servers("sql").values()) == {"UP"} and lb.idle)
         before = haproxy.reloads()[0]
         with open_sessions(lb.front, SESSIONS) as sessions:
             serving = make_changes(lb)
-            wait_until(lambda: haproxy.serving("sql") == serving and lb.idle, 60)
-            alive = sum(session.lives() for session in sessions)
+            wait_until(lambda: haproxy.find_serving("sql") == serving and lb.idle, 60)
+            alive = sum(session.is_alive() for session in sessions)
             reloads, workers = haproxy.reloads()[0] - before, len(haproxy.workers())
     print(f"{CHANGES} changes: {alive} of {SESSIONS} sessions are open, {reloads} reloads, {workers} worker")
     return int((alive, reloads, workers) != (SESSIONS, 0, 1))
@@ -47,11 +47,11 @@ def make_changes(lb: LoadBalancer) -> set[str]:
             lb.join(format_member(name))
             joined.add(name)
         elif name in paused:
-            lb.say("resume", name, number)
+            lb.send_command("resume", name, number)
             paused.discard(name)
         elif len(joined - paused) > len(ADDRESS) // 4:
             leaves = dice.random() < 0.5
-            _ = lb.leave(format_member(name)) if leaves else lb.say("pause", name, number)
+            _ = lb.leave(format_member(name)) if leaves else lb.send_command("pause", name, number)
             (joined.discard if leaves else paused.add)(name)
     return joined - paused
 

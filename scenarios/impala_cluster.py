@@ -58,12 +58,12 @@ class Cluster:
     def pause(self, name: str) -> None:
         """Pause a node by its own event. Returns when HAProxy sends it no new sessions."""
         with self._wait_until_removed(name):
-            self.nodes[name].event("pause", name)
+            self.nodes[name].send_event("pause", name)
 
     def resume(self, name: str) -> None:
         """Resume a node by its own event. Returns when HAProxy sends it new sessions."""
         with self._wait_until_added(name):
-            self.nodes[name].event("resume", name)
+            self.nodes[name].send_event("resume", name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """Run `lbagent` as an operator on the load balancer does."""
@@ -72,7 +72,7 @@ class Cluster:
     @property
     def serving_nodes(self) -> frozenset[str] | None:
         """The servers to which HAProxy sends new sessions; None if those of the two proxies differ."""
-        shell, jdbc = (self.haproxy.serving(proxy) for proxy in ("impala", "impalajdbc"))
+        shell, jdbc = (self.haproxy.find_serving(proxy) for proxy in ("impala", "impalajdbc"))
         return frozenset(shell) if shell == jdbc else None
 
     @property

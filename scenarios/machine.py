@@ -112,9 +112,6 @@ class Machine:
         )
         return done.stdout
 
-    # scenarios/test_setup.py uses these names.
-    online, good = run_online, run_successfully
-
     def path(self, path: str) -> Path:
         """Return the path on the host of a path in the machine."""
         return self.root / path.lstrip("/")

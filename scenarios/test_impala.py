@@ -160,13 +160,13 @@ def test_a_reload_by_hand_right_after_the_start_may_lose_the_table(figures: Figu
         stack.enter_context(run_small_daemons(site, *SMALL_DAEMONS[:2]))
         if both:
             other = stack.enter_context(Balancer(site, "lb02"))
-            wait_until(lambda: not is_learning(other.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(other.haproxy.send("show peers")))
         one = stack.enter_context(Balancer(site))
         join(one.lb, *SMALL_DAEMONS[:2])
         if both:
-            wait_until(lambda: not is_learning(one.haproxy.ask("show peers")))
+            wait_until(lambda: not is_learning(one.haproxy.send("show peers")))
         map_clients(one.jdbc)
-        worker, able = one.haproxy.worker(), not is_learning(one.haproxy.ask("show peers"))
+        worker, able = one.haproxy.worker(), not is_learning(one.haproxy.send("show peers"))
 
         os.kill(one.haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: one.haproxy.reloads() == (1, 0) and one.haproxy.worker() != worker)
@@ -352,7 +352,7 @@ def test_a_killed_daemon_gets_no_sessions_until_it_is_up_again(
 
 def count_table_entries(balancer: Balancer) -> int:
     """Return the number of clients in the stick table."""
-    return int(balancer.haproxy.ask("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
+    return int(balancer.haproxy.send("show table impalajdbc").splitlines()[0].rpartition("used:")[2])
 
 
 def request_statistics(port: int, account: str) -> int:

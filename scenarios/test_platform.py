@@ -289,12 +289,12 @@ class Changes:
         self.durations.setdefault(kind, []).append(time.monotonic() - began)
 
     def pause(self, name: str) -> None:
-        event = functools.partial(self.nodes[name].agent.event, "pause", f"{name} reason=patches")
+        event = functools.partial(self.nodes[name].agent.send_event, "pause", f"{name} reason=patches")
         self._measure("pause", event, name, "MAINT")
 
     def resume(self, name: str) -> None:
         states = ("UP", "DOWN") if name == "zeppelin02" else ("UP",)  # it has no driver
-        self._measure("resume", lambda: self.nodes[name].agent.event("resume", name), name, *states)
+        self._measure("resume", lambda: self.nodes[name].agent.send_event("resume", name), name, *states)
 
     def leave(self, name: str) -> None:
         self._measure("leave", self.nodes[name].agent.leave, name, "MAINT", "none")
@@ -360,7 +360,7 @@ def test_no_request_fails_while_nodes_come_and_go(balancer: Balancer, nodes: dic
     changes = Changes(balancer, nodes)
     with contextlib.ExitStack() as stack:
         books = [stack.enter_context(Notebook()) for _ in range(4)]
-        kept = [stack.enter_context(traffic.client_load(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
+        kept = [stack.enter_context(traffic.run_clients(port, 4, pause)) for port, pause in ((80, 0.02), (8080, 0.2))]
         load = stack.enter_context(jmeter.start(folder, LOOPS, ROUNDS))
         stack.callback(load.kill)
         changes.run_until(lambda: load.poll() is not None)

@@ -82,10 +82,10 @@ class Site:
             [package] = (HERE / "build").glob("lbagent_*_all.deb")
             shutil.copy(package, base.root / "root")
             before = ["openssh-server", "openssh-client", "python3"]
-            base.online("apt-get", "-qqy", "install", "--no-install-recommends", *before)
-            base.online("sh", "-c", f"cd /root && apt-get -qqy install --download-only ./{package.name}")
+            base.run_online("apt-get", "-qqy", "install", "--no-install-recommends", *before)
+            base.run_online("sh", "-c", f"cd /root && apt-get -qqy install --download-only ./{package.name}")
             # Root of one load balancer may log in to the other.
-            base.online("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/id_ed25519")
+            base.run_online("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/id_ed25519")
             shutil.copy(base.path("/root/.ssh/id_ed25519.pub"), base.path("/root/.ssh/authorized_keys"))
             base.path("/etc/ssh/ssh_config.d/trust.conf").write_text("StrictHostKeyChecking accept-new\n")
             base.path("/etc/systemd/system/site.service").write_text(
@@ -132,7 +132,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
                 for name, machine in one.machines.items():
                     machine.__enter__()
                     one.switch.plug(machine, f"{ADDRESSES[name]}/24")
-                one.machines["web01"].good("systemctl", "start", "site")
+                one.machines["web01"].run_successfully("systemctl", "start", "site")
                 yield one
             finally:
                 for machine in one.machines.values():
@@ -252,8 +252,8 @@ def test_a_server_is_added_by_the_commands_of_its_page(site: Site) -> None:
 def test_a_second_load_balancer_with_a_key_of_its_own_is_fixed_by_the_commands_of_the_page(site: Site) -> None:
     first, second = site.machines["lb01"], site.machines["lb02"]
     wait_until(lambda: is_healthy(first) and is_healthy(second), LONGEST)
-    second.good("sh", "-c", "serf keygen | lbagent-serf-setup --replace --key-from - 10.0.0.2 10.0.0.1")
-    second.good("systemctl", "restart", "serf")
+    second.run_successfully("sh", "-c", "serf keygen | lbagent-serf-setup --replace --key-from - 10.0.0.2 10.0.0.1")
+    second.run_successfully("systemctl", "restart", "serf")
     wait_until(lambda: "peers" in errors(first) and "peers" in errors(second), LONGEST)
 
     for step in read_steps("troubleshooting.md", "lb02"):
@@ -321,7 +321,7 @@ def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
     machine, other = site.machines["lb01"], site.machines["lb02"]
     wait_until(lambda: is_healthy(machine), LONGEST)
     try:
-        machine.good("sh", "-c", fault.command) if fault.command else site.switch.unplug(other)
+        machine.run_successfully("sh", "-c", fault.command) if fault.command else site.switch.unplug(other)
         started = time.monotonic()
         seen: dict[str, Seen] = {}
         while len(seen) < 2 and time.monotonic() - started < LONGEST:
@@ -330,7 +330,7 @@ def test_check_and_status_show_a_fault(site: Site, fault: Fault) -> None:
                     seen[name] = Seen(words, time.monotonic() - started)
             time.sleep(0.5)
     finally:
-        machine.good("sh", "-c", fault.repair) if fault.repair else site.switch.replug(other)
+        machine.run_successfully("sh", "-c", fault.repair) if fault.repair else site.switch.replug(other)
     started = time.monotonic()
     wait_until(lambda: is_healthy(machine), LONGEST, 0.5)
     healthy = time.monotonic() - started
@@ -360,7 +360,7 @@ def look_at_status(machine: Machine, fault: Fault) -> str:
     if not fault.wrong:
         done = machine.run("lbagent", "status")
         return done.stderr.strip() if done.returncode == 2 else ""  # roles.yml refused
-    wrong = json.loads(machine.good("lbagent", "status", "--json"))["wrong"]
+    wrong = json.loads(machine.run_successfully("lbagent", "status", "--json"))["wrong"]
     found = [f"{one['kind']}: {one['what']}" for one in wrong if one["kind"] == fault.wrong]
     return found[0] if found else ""
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from scenarios.browser import Browser
-from tests.helpers.daemon import running_watch
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.daemon import run_watch
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 from tests.helpers.web_page import PASSWORD, USER, WebPage
 
@@ -110,10 +110,10 @@ class Site(NamedTuple):
 def site() -> Iterator[Site]:
     """A pair with four servers, its pages, and a browser on the page of lb01."""
     with contextlib.ExitStack() as stack:
-        balancers = stack.enter_context(pair(CONFIG, ROLES))
+        balancers = stack.enter_context(run_pair(CONFIG, ROLES))
         for one in balancers:
             env = {"LBAGENT_RUNTIME_DIR": str(one.lb.folder), "SERF_RPC_ADDR": one.agent.rpc}
-            stack.enter_context(running_watch(one.lb, **env))
+            stack.enter_context(run_watch(one.lb, **env))
         pages = _make_pages(balancers)
         for page in pages:
             stack.enter_context(page)

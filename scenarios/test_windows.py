@@ -14,7 +14,7 @@ import pytest
 
 from scenarios import wine
 from scenarios.windows_site import Report, Site, SlowServer, is_confirmed, run_site
-from tests.helpers.http_clients import client_load
+from tests.helpers.http_clients import run_clients
 from tests.helpers.pair import Balancer
 from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 
@@ -59,8 +59,8 @@ def test_a_server_boots_is_paused_crashes_reboots_is_resumed_and_leaves(world: S
             wait_until(functools.partial(_serves_only, balancer, "linux"), 60)
         server.configure(world.key, world.addresses)
         with (
-            client_load(world.balancers[0].lb.front, clients=2, pause=0.02) as one,
-            client_load(world.balancers[1].lb.front, 2, 0.02) as two,
+            run_clients(world.balancers[0].lb.front, clients=2, pause=0.02) as one,
+            run_clients(world.balancers[1].lb.front, 2, 0.02) as two,
         ):
             _check_boot(world, server)
             wait_until(lambda: backend.requests)
@@ -144,7 +144,7 @@ def _check_leave(world: Site, server: wine.Server) -> None:
 
 
 def _serves_only(balancer: Balancer, name: str) -> bool:
-    return balancer.lb.idle and balancer.haproxy.answering(5) == {name}
+    return balancer.lb.idle and balancer.haproxy.find_answering(5) == {name}
 
 
 def test_a_pause_with_an_end_needs_no_tag_and_replaces_one_without_an_end(world: Site) -> None:
@@ -201,7 +201,7 @@ def test_wait_returns_when_the_last_session_has_ended(world: Site) -> None:
 
 
 def _has_session(world: Site, server: wine.Server) -> bool:
-    rows = (row.split(",") for row in world.balancers[0].haproxy.ask("show stat").splitlines())
+    rows = (row.split(",") for row in world.balancers[0].haproxy.send("show stat").splitlines())
     return any(row[1:2] == [server.name] and row[4] == "1" for row in rows)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from scenarios.wine import ScriptResult, Server
-from tests.helpers.pair import Balancer, pair
+from tests.helpers.pair import Balancer, run_pair
 from tests.helpers.real_programs import CONFIG, wait_until
 
 
@@ -104,7 +104,7 @@ class Site:
 def run_site(report: Report) -> Iterator[Site]:
     """Run a new site, whose server timeout permits long sessions."""
     key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
-    with pair(CONFIG.replace(" server 10s", " server 10m"), more=[f"-encrypt={key}"]) as two:
+    with run_pair(CONFIG.replace(" server 10s", " server 10m"), more=[f"-encrypt={key}"]) as two:
         yield Site(two, key, report)
 
 

@@ -1,8 +1,9 @@
-"""What all tests share: the same examples on every run, a clean environment, and signals at their defaults.
+"""Set-up of all tests: the same Hypothesis examples in every run, a clean environment, signals at their defaults.
 
-With $LBAGENT_REQUIRE_REAL, as in CI, no test is skipped because a real program is missing: the run ends and names it.
-A test marked `every_haproxy` runs once for each HAProxy version on the machine. Of tests marked `sliced` a slice runs,
-in which every version has its share; with $LBAGENT_MATRIX, and where tests are named or chosen with -k, all of them do.
+With $LBAGENT_REQUIRE_REAL, as in CI, a missing program ends the run with its name, and no test is skipped for it.
+A test marked `every_haproxy` runs once with each HAProxy version on the machine. Of the tests marked `sliced` only a
+part runs, in which each combination of parameters and each version occurs. All of them run with $LBAGENT_MATRIX,
+with -k, and where tests are named on the command line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers.real_programs import (
     TESTED,
+    LoadBalancer,
     binaries,
     default_haproxy,
     fetched_haproxies,
@@ -31,7 +33,7 @@ from tests.helpers.real_programs import (
 from tests.helpers.slices import choose_slice
 
 REQUIRED = bool(os.environ.get("LBAGENT_REQUIRE_REAL"))
-"""Read once, here: no test sees the variable."""
+"""Read here, because the tests run without this variable."""
 
 MATRIX = bool(os.environ.get("LBAGENT_MATRIX"))
 
@@ -48,10 +50,10 @@ settings.load_profile("steady")
 
 
 def reset_signals() -> None:
-    """Let every signal that the caller ignores or blocks do again what it does by default.
+    """Give every signal that the caller ignores or blocks its default action again.
 
-    A shell without job control starts `make test &` with SIGINT ignored, nohup with SIGHUP; children inherit that,
-    and a test that sends such a signal would wait in vain. Python itself ignores SIGPIPE and SIGXFSZ.
+    A shell without job control starts `make test &` with SIGINT ignored, nohup with SIGHUP; children inherit this,
+    and a test that sends such a signal would wait until its time limit. Python itself ignores SIGPIPE and SIGXFSZ.
     """
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -63,17 +65,17 @@ reset_signals()
 
 
 def on_debian_12() -> bool:
-    """Whether this is the release for which `.ci/haproxy` fetches the HAProxy of the others."""
+    """Return whether this machine runs Debian 12, for which `.ci/haproxy` fetches the other HAProxy versions."""
     return platform.freedesktop_os_release().get("VERSION_CODENAME") == "bookworm"
 
 
 def missing_versions() -> list[str]:
-    """The HAProxy versions that are tested on this machine's release, but are not there."""
+    """Return the HAProxy versions that are tested on this release of Debian and are not installed."""
     return [version for version in TESTED if version not in binaries()] if on_debian_12() else []
 
 
 def pytest_sessionstart() -> None:
-    """Raise UsageError (exit status 4) where a program is missing that has to be here."""
+    """Raise UsageError (exit status 4) if a required program is missing."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     missing += [f"haproxy {version}" for version in missing_versions() if version != TESTED[-1]]
     if REQUIRED and missing:
@@ -81,7 +83,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Every version of what the tests run with."""
+    """Return the versions of all programs that the tests run with."""
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
     haproxy = ", ".join(haproxy_version(binary) for binary in binaries().values()) or "none"
     lines = [f"HAProxy {haproxy}; Serf {_serf_version()}; Python {platform.python_version()}; {release}"]
@@ -91,21 +93,21 @@ def pytest_report_header() -> list[str]:
 
 
 def _serf_version() -> str:
-    """Debian's version: `serf version` answers 0.8.2-dev whatever it is."""
+    """Return the version of Debian's package: `serf version` prints 0.8.2-dev for every version."""
     argv = ["dpkg-query", "--show", "--showformat=${Version}", "serf"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False) if shutil.which(argv[0]) else None
     return (done and done.stdout) or ("unknown" if shutil.which("serf") else "none")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Have each test marked `every_haproxy` once for each version."""
+    """Repeat each test marked `every_haproxy` for each version."""
     if metafunc.definition.get_closest_marker("every_haproxy"):
-        metafunc.fixturenames.insert(0, "every_haproxy")  # before the fixtures that make an Lb
+        metafunc.fixturenames.insert(0, "every_haproxy")  # before the fixtures that make a LoadBalancer
         metafunc.parametrize("every_haproxy", list(binaries().values()), ids=list(binaries()), indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what does not belong to the slice."""
+    """Deselect the tests that are not in the slice."""
     named = config.option.keyword or any("::" in word for word in config.args)
     if MATRIX or named:
         return
@@ -122,7 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _find_version(item: pytest.Item) -> tuple[str, str] | None:
-    """(other parameters, HAProxy version) of a test; None where it has no version."""
+    """Return (other parameters, HAProxy version) of a test, or None if it has no version."""
     callspec = getattr(item, "callspec", None)
     if callspec is None:
         return None
@@ -136,9 +138,23 @@ def _find_version(item: pytest.Item) -> tuple[str, str] | None:
 
 @pytest.fixture
 def every_haproxy(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The HAProxy that each `Lb` of the test uses."""
+    """The `haproxy` program of every `LoadBalancer` of the test."""
     with default_haproxy(request.param):
         yield request.param
+
+
+@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
+def binary(request: pytest.FixtureRequest) -> Path:
+    """The `haproxy` program of each version in turn."""
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def lb() -> Iterator[LoadBalancer]:
+    """A load balancer without nodes whose HAProxy does not run."""
+    with LoadBalancer() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -149,5 +165,5 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def lbagent() -> str:
-    """The console script as it is installed."""
+    """The path of the installed console script."""
     return str(Path(sys.executable).parent / "lbagent")

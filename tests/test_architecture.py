@@ -63,13 +63,13 @@ def test_only_the_web_page_imports_its_libraries(library: str) -> None:
     assert {user for user in users if not user.startswith("web/")} <= {"commands/web.py"}
 
 
-# --- what an event has to load ------------------------------------------------------------------------------------
+# --- modules that an event loads ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
-    """A load balancer without HAProxy, which has seen an event."""
-    stage = build_files(
+def files(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
+    """A load balancer without HAProxy that has handled an event."""
+    files = build_files(
         tmp_path,
         lbagent,
         "backend farm\n    # additional-lb-iis-server\n",
@@ -79,18 +79,18 @@ def stage(tmp_path: Path, lbagent: str) -> LoadBalancerFiles:
         """),
         "/bin/true",
     )
-    assert stage.join("web01 10.0.0.1").status == 0
-    return stage
+    assert files.join("web01 10.0.0.1").status == 0
+    return files
 
 
-def loaded(stage: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
-    """The modules that the console script loads for one event, as the interpreter tells."""
+def list_loaded_modules(files: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: str) -> set[str]:
+    """Return the modules that the console script imports for one event."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", stage.script, *words],
+        [sys.executable, "-X", "importtime", files.script, *words],
         input=stdin,
         capture_output=True,
         check=True,
-        env={**stage.environ, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01", **more},
+        env={**files.environ, "SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01", **more},
         timeout=60,
     )
     return {
@@ -101,8 +101,8 @@ def loaded(stage: LoadBalancerFiles, *words: str, stdin: bytes = b"", **more: st
 JOIN = b"web02\t10.0.0.2\tweb\trole=web\n"
 
 
-def test_an_unknown_event_imports_almost_nothing(stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
+def test_an_unknown_event_imports_almost_nothing(files: LoadBalancerFiles) -> None:
+    modules = list_loaded_modules(files, "handle", SERF_EVENT="user", SERF_USER_EVENT="deploy")
 
     assert {
         "json",
@@ -116,11 +116,11 @@ def test_an_unknown_event_imports_almost_nothing(stage: LoadBalancerFiles) -> No
     } & modules == set()
 
 
-def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: LoadBalancerFiles) -> None:
-    with (stage.state / "watch.lock").open("w") as lock:
+def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(files: LoadBalancerFiles) -> None:
+    with (files.state / "watch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        modules = loaded(stage, "handle", stdin=JOIN)
+        modules = list_loaded_modules(files, "handle", stdin=JOIN)
 
     heavy = {
         "re",
@@ -147,27 +147,27 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(stage: Loa
         "lbagent.roles.model",
         "lbagent.membership.model",
     } == set()
-    assert stage.spooled == ["1"]
+    assert files.spool_files == ["1"]
 
 
-def test_a_run_imports_no_parser_of_yaml_or_of_command_lines(stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, "handle", stdin=JOIN)
+def test_a_run_imports_no_yaml_parser_and_no_argument_parser(files: LoadBalancerFiles) -> None:
+    modules = list_loaded_modules(files, "handle", stdin=JOIN)
 
     assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
-    assert len(stage.managed) == 2
+    assert len(files.managed) == 2
 
 
-def test_an_edited_roles_yml_is_read_as_yaml_once(stage: LoadBalancerFiles) -> None:
-    stage.roles.write_text(f"{stage.roles.read_text()}# edited\n")
+def test_an_edited_roles_yml_is_read_as_yaml_once(files: LoadBalancerFiles) -> None:
+    files.roles.write_text(f"{files.roles.read_text()}# edited\n")
 
-    first, second = loaded(stage, "handle", stdin=JOIN), loaded(stage, "handle", stdin=b"")
+    first, second = list_loaded_modules(files, "handle", stdin=JOIN), list_loaded_modules(files, "handle", stdin=b"")
 
     assert "yaml" in first
     assert "yaml" not in second
 
 
 @pytest.mark.parametrize("words", [["handle"], ["status"], ["plan"], ["web", "--help"]], ids=" ".join)
-def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], stage: LoadBalancerFiles) -> None:
-    modules = loaded(stage, *words, stdin=JOIN)
+def test_no_command_but_web_loads_the_libraries_of_the_page(words: list[str], files: LoadBalancerFiles) -> None:
+    modules = list_loaded_modules(files, *words, stdin=JOIN)
 
     assert {"starlette", "uvicorn", "jinja2", "bcrypt", "anyio", "asyncio", "lbagent.web"} & modules == set()

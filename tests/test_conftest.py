@@ -1,4 +1,4 @@
-"""conftest: what every test can rely on, whoever starts the tests."""
+"""conftest.py: signals, time limits and HAProxy versions are the same for every caller of the tests."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import tests.conftest
 done = subprocess.run(["sh", "-c", f"kill -{sys.argv[1]} $$; exit 7"])
 sys.exit(-done.returncode if done.returncode < 0 else 1)
 """
-"""Exits with the number of the signal that ends its own child."""
+"""A program that exits with the number of the signal that ended its child."""
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR2"])
-def test_a_signal_that_the_caller_ignores_ends_the_programs_under_test(name: str) -> None:
+def test_a_signal_that_the_caller_ignores_ends_the_tested_programs(name: str) -> None:
     ignoring = ["sh", "-c", f"trap '' {name}; exec \"$@\"", "sh"]
 
     done = subprocess.run([*ignoring, sys.executable, "-c", CHILD, name], cwd=HERE, check=False, timeout=60)
@@ -32,7 +32,7 @@ def test_a_signal_that_the_caller_ignores_ends_the_programs_under_test(name: str
     assert done.returncode == signal.Signals[f"SIG{name}"]
 
 
-def test_a_signal_that_the_caller_blocks_ends_the_programs_under_test() -> None:
+def test_a_signal_that_the_caller_blocks_ends_the_tested_programs() -> None:
     block = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); "
     run = "os.execv(sys.argv[1], sys.argv[1:])"
 

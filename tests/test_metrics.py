@@ -1,4 +1,4 @@
-"""metrics.prom: its content for a known state and after every end of a run; names from outside are escaped."""
+"""metrics.prom has the right samples for a known state and after every result of a run, and escapes foreign names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from tests.helpers import builders as building
 from tests.helpers.builders import NOW, POISON, membership_of, nearly_valid, parse_roles_text, paused_member, plan_for
-from tests.helpers.faults import full_disk, set_reload_command, small_disk
+from tests.helpers.faults import fill_disk, mount_small_disk, set_reload_command
 from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, LoadBalancer, member_line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
@@ -35,8 +35,8 @@ DIGEST = "9600781907083eee"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
 
 
-def checked(content: bytes) -> None:
-    """Have Prometheus itself read the text, and find nothing to say about it."""
+def check_with_promtool(content: bytes) -> None:
+    """Fail unless promtool accepts the text without a warning."""
     done = subprocess.run(["promtool", "check", "metrics"], input=content, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -83,7 +83,7 @@ def test_a_known_state_has_these_samples() -> None:
         daemon=True,
     )
 
-    assert samples(metrics.format_metrics(numbers)) == {
+    assert parse_samples(metrics.format_metrics(numbers)) == {
         'build_info{version="1.2.3"}': "1",
         **{
             f'servers{{section="lb",service="{service}",state="{state}"}}': count
@@ -153,16 +153,16 @@ def test_a_known_state_has_these_samples() -> None:
     }
 
 
-def samples(content: bytes) -> dict[str, str]:
-    """The samples, which Prometheus can read, without the prefix of their names."""
+def parse_samples(content: bytes) -> dict[str, str]:
+    """Return the samples by name without prefix; fails unless Prometheus can read them."""
     if shutil.which("promtool"):
-        checked(content)
+        check_with_promtool(content)
     found = (line.rpartition(" ") for line in content.decode().splitlines() if not line.startswith("#"))
     return {name.removeprefix("lbagent_"): value for name, _, value in found}
 
 
-def test_what_has_not_happened_yet_has_no_sample() -> None:
-    found = samples(metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))))
+def test_an_event_that_has_not_happened_has_no_sample() -> None:
+    found = parse_samples(metrics.format_metrics(Numbers("1.2.3", NOW, Last(NOW))))
 
     assert {name: value for name, value in found.items() if value not in ("0", "0.000")} == {
         'build_info{version="1.2.3"}': "1",
@@ -181,7 +181,7 @@ def test_what_has_not_happened_yet_has_no_sample() -> None:
 
 def test_only_the_oldest_pauses_have_a_sample_of_their_own() -> None:
     pauses = {f"web{number:03}": NOW - number for number in range(500)}
-    found = samples(metrics.format_metrics(Numbers("1", NOW, Last(NOW), paused=500, pauses=pauses)))
+    found = parse_samples(metrics.format_metrics(Numbers("1", NOW, Last(NOW), paused=500, pauses=pauses)))
 
     assert [name for name in found if name.startswith("pause_start")] == [
         f'pause_start_timestamp_seconds{{node="web{number}"}}' for number in range(499, 499 - metrics.PAUSES_LISTED, -1)
@@ -189,7 +189,7 @@ def test_only_the_oldest_pauses_have_a_sample_of_their_own() -> None:
     assert found["paused_nodes"] == "500"
 
 
-def test_a_duration_below_zero_and_a_change_of_the_buckets_spoil_no_histogram() -> None:
+def test_negative_durations_and_changed_buckets_keep_histograms_valid() -> None:
     assert Histogram().add(-3.0, (1, 2)) == Histogram((1, 0, 0), 0)
     assert Histogram((5, 5), 9_000).add(1.5, (1, 2)) == Histogram((0, 1, 0), 1_500)
 
@@ -214,8 +214,8 @@ LABEL = r'[a-z]+="(?:[^"\\\n]|\\["\\n])*"'
 LINE = re.compile(rf"# (?:HELP|TYPE) [a-z_]+ .+|[a-z_]+(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9.]+")
 
 
-def hostile(*names: str) -> bytes:
-    """The metrics of pairs with these names."""
+def write_hostile_metrics(*names: str) -> bytes:
+    """Return the metrics of pairs with these names."""
     pairs = {Pair(name, name): {"in": 1} for name in names}
     numbers = Numbers(names[0], NOW, Last(NOW), pairs, {}, 0, pauses=dict.fromkeys(names, NOW))
     return metrics.format_metrics(numbers)
@@ -223,14 +223,14 @@ def hostile(*names: str) -> bytes:
 
 @given(nearly_valid(st.just("section")))
 def test_a_hostile_name_cannot_leave_its_label(name: str) -> None:
-    lines = hostile(name).decode().removesuffix("\n").split("\n")
+    lines = write_hostile_metrics(name).decode().removesuffix("\n").split("\n")
 
     assert [line for line in lines if not LINE.fullmatch(line)] == []
-    assert len(lines) == len(hostile("plain").decode().removesuffix("\n").split("\n"))
+    assert len(lines) == len(write_hostile_metrics("plain").decode().removesuffix("\n").split("\n"))
 
 
 def test_names_that_are_not_utf_8_stay_distinct() -> None:
-    text = hostile("a\udcfe", "a\udcff", "a?").decode()
+    text = write_hostile_metrics("a\udcfe", "a\udcff", "a?").decode()
 
     found = re.findall(r'^lbagent_servers\{section="([^"]*)",', text, re.MULTILINE)
     assert found == [r"a\\udcfe", r"a\\udcff", "a?"]
@@ -238,10 +238,10 @@ def test_names_that_are_not_utf_8_stay_distinct() -> None:
 
 @needs_promtool
 def test_prometheus_can_read_hostile_names() -> None:
-    checked(hostile(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
+    check_with_promtool(write_hostile_metrics(*POISON, "\\", "\\n", '"} 1\nevil 2\n', "ends in \\"))
 
 
-# Which server counts as what
+# States of servers
 
 FARM = "backend farm\n    # additional-lb-iis-server\n    # additional-lb-wsa-server\nbackend lost\n"
 TWO = parse_roles_text("""
@@ -252,8 +252,8 @@ TWO = parse_roles_text("""
 """)
 
 
-def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
-    """Servers in, paused, failed and quarantined, by the middle of their marker."""
+def count_servers(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of servers in, paused, failed and quarantined, by pair."""
     membership = membership_of(*members)
     plan = plan_for(FARM, roles, membership, PlanOptions(kept=frozenset()))
     found = planning_services.count_servers(plan.managed_lines, roles, membership)
@@ -265,10 +265,10 @@ def counted(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, ...]]:
     return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
 
 
-def test_a_pair_without_a_marker_counts_no_line() -> None:
+def test_a_pair_without_a_marker_has_no_lines() -> None:
     refused = building.member("app2", "10.0.1.2", "app", quarantine=Quarantine(NOW, "why", "key"))
 
-    assert counted(building.member("app1", "10.0.1.1", "app", status=FAILED), refused) == {
+    assert count_servers(building.member("app1", "10.0.1.1", "app", status=FAILED), refused) == {
         "lb-iis": (0, 0, 1, 1),
         "lb-wsa": (0, 0, 1, 1),
         "other-none_yet": (0, 0, 0, 0),
@@ -296,7 +296,7 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
     roles = parse_roles_text(STRICT.replace("REMOVE", on_failed))
     web = building.member("web1", "10.0.0.1"), building.member("web2", address, status=FAILED)
 
-    assert counted(*web, roles=roles)["lb-iis"] == counts
+    assert count_servers(*web, roles=roles)["lb-iis"] == counts
 
 
 def test_a_failed_node_whose_line_is_missing_is_not_counted() -> None:
@@ -325,13 +325,13 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     }
 
 
-def test_every_server_counts_once_as_what_it_is() -> None:
+def test_every_server_is_counted_in_exactly_one_state() -> None:
     web = [building.member(f"web{number}", f"10.0.0.{number}") for number in range(1, 5)]
     app = [building.member(f"app{number}", f"10.0.1.{number}", "app") for number in range(1, 5)]
     failed = app[1]._replace(status=FAILED)
     refused = app[2]._replace(quarantine=Quarantine(NOW, "why", "key"))
 
-    assert counted(*web[:3], paused_member(web[3]), app[0], failed, refused, paused_member(app[3])) == {
+    assert count_servers(*web[:3], paused_member(web[3]), app[0], failed, refused, paused_member(app[3])) == {
         "lb-iis": (4, 2, 1, 1),
         "lb-wsa": (1, 1, 1, 1),
         "other-none_yet": (0, 0, 0, 0),
@@ -342,14 +342,14 @@ def test_a_failed_node_that_was_removed_counts_as_failed_and_a_paused_one_as_pau
     web = [building.member(f"web{number}", f"10.0.0.{number}") for number in range(1, 4)]
     gone, paused = web[1]._replace(status=FAILED), paused_member(web[2]._replace(status=FAILED))
 
-    assert counted(web[0], gone, paused)["lb-iis"] == (1, 1, 1, 0)
+    assert count_servers(web[0], gone, paused)["lb-iis"] == (1, 1, 1, 0)
 
 
 def test_pairs_without_a_node_are_zeros() -> None:
-    assert counted() == {"lb-iis": (0, 0, 0, 0), "lb-wsa": (0, 0, 0, 0), "other-none_yet": (0, 0, 0, 0)}
+    assert count_servers() == {"lb-iis": (0, 0, 0, 0), "lb-wsa": (0, 0, 0, 0), "other-none_yet": (0, 0, 0, 0)}
 
 
-# What is remembered
+# last.json
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_pairs_without_a_node_are_zeros() -> None:
         b'{"runs": {"evil": 1}, "ended": {"applied": true}, "run_seconds": [[1], 2], "peers": [1, 2]}',
     ],
 )
-def test_a_damaged_last_json_starts_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_last_json_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.json").write_bytes(content)
 
     assert Store(Paths(str(tmp_path))).load_last() == Last()
@@ -400,7 +400,7 @@ def test_parsing_returns_what_was_serialized(kept: Last) -> None:
 
 @needs_promtool
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "-1", "1e400", str((1 << 53) + 1)])
-def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
+def test_every_number_in_last_json_gives_valid_metrics(number: str) -> None:
     text = (
         b'{"run": N, "status": N, "event": N, "change": N, "reload": N, "sync": N, "heartbeat": N, "peers": [N, N, N],'
         b' "runs": {"applied": N}, "ended": {"applied": N}, "run_seconds": [[N, N, N, N, N, N, N, N, N, N, N], 0],'
@@ -409,10 +409,10 @@ def test_no_number_in_last_json_spoils_the_metrics(number: str) -> None:
     kept = metrics.parse_last(text.replace(b"N", number.encode()))
 
     assert kept == Last()
-    checked(metrics.format_metrics(Numbers("1", NOW, kept._replace(run=NOW))))
+    check_with_promtool(metrics.format_metrics(Numbers("1", NOW, kept._replace(run=NOW))))
 
 
-# Every end of a run
+# Results of runs
 
 WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
@@ -423,33 +423,33 @@ def lb() -> Iterator[LoadBalancer]:
         yield made
 
 
-def values(lb: LoadBalancer) -> dict[str, float]:
-    """The samples of metrics.prom."""
-    return {name: float(value) for name, value in samples((lb.state / "metrics.prom").read_bytes()).items()}
+def read_samples(lb: LoadBalancer) -> dict[str, float]:
+    """Return the samples of metrics.prom."""
+    return {name: float(value) for name, value in parse_samples((lb.state / "metrics.prom").read_bytes()).items()}
 
 
-def servers(lb: LoadBalancer) -> tuple[float, ...]:
-    """Servers in, paused, failed and quarantined."""
-    found = values(lb)
+def read_server_counts(lb: LoadBalancer) -> tuple[float, ...]:
+    """Return the numbers of servers in, paused, failed and quarantined."""
+    found = read_samples(lb)
     return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
 
 
-def ended(lb: LoadBalancer) -> tuple[float, float | None, float]:
-    """Exit status, whether the last reload was confirmed, and blocked removals."""
-    found = values(lb)
+def read_last_run(lb: LoadBalancer) -> tuple[float, float | None, float]:
+    """Return exit status, whether the last reload was confirmed, and blocked removals."""
+    found = read_samples(lb)
     return found["last_run_exit_status"], found.get("last_reload_success"), found["blocked_removals"]
 
 
 @pytest.mark.real
-def test_a_run_that_went_well_shows_what_it_did(lb: LoadBalancer) -> None:
+def test_a_successful_run_is_counted(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1, WEB2)
-        lb.say("pause", "web2", 1)
+        lb.send_command("pause", "web2", 1)
 
-        found = values(lb)
+        found = read_samples(lb)
 
-    assert ended(lb) == (0, 1, 0)
-    assert servers(lb) == (1, 1, 0, 0)
+    assert read_last_run(lb) == (0, 1, 0)
+    assert read_server_counts(lb) == (1, 1, 0, 0)
     assert (found["paused_nodes"], found["services_without_server"]) == (1, 0)
     assert found['pause_start_timestamp_seconds{node="web2"}'] == found["last_event_timestamp_seconds"]
     assert (found['runs_total{verdict="applied"}'], found["run_duration_seconds_count"]) == (2, 2)
@@ -467,23 +467,23 @@ def test_a_run_that_went_well_shows_what_it_did(lb: LoadBalancer) -> None:
 @pytest.mark.every_haproxy
 @pytest.mark.real
 def test_a_change_through_the_runtime_api_does_not_count_as_a_reload(lb: LoadBalancer) -> None:
-    lb.roles.write_text(lb.filled(ROLES))
+    lb.roles.write_text(lb.fill_template(ROLES))
     with Haproxy(lb):
         lb.join(WEB1)
 
-    assert (ended(lb), servers(lb)) == ((0, None, 0), (1, 0, 0, 0))
-    assert "last_reload_timestamp_seconds" not in values(lb)
-    assert values(lb)["reload_duration_seconds_count"] == 0
+    assert (read_last_run(lb), read_server_counts(lb)) == ((0, None, 0), (1, 0, 0, 0))
+    assert "last_reload_timestamp_seconds" not in read_samples(lb)
+    assert read_samples(lb)["reload_duration_seconds_count"] == 0
 
 
 @pytest.mark.real
 def test_blocked_removals_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1, WEB2)
-    lb.roles.write_text(lb.filled(RELOADING).replace("  web:", "  app:"))
+    lb.roles.write_text(lb.fill_template(RELOADING).replace("  web:", "  app:"))
 
     assert lb.run("apply").returncode == 3
-    assert ended(lb) == (3, None, 2)
-    assert servers(lb) == (2, 0, 0, 0)
+    assert read_last_run(lb) == (3, None, 2)
+    assert read_server_counts(lb) == (2, 0, 0, 0)
 
 
 @pytest.mark.real
@@ -492,31 +492,31 @@ def test_after_a_refused_text_the_lines_in_the_file_are_counted(lb: LoadBalancer
     lb.text = lb.text.replace(b"balance", b"balanse")
 
     assert lb.join(WEB2).returncode == 4
-    assert ended(lb) == (4, None, 0)
-    assert servers(lb) == (1, 0, 0, 0)
-    assert values(lb)['members{status="alive"}'] == 2
+    assert read_last_run(lb) == (4, None, 0)
+    assert read_server_counts(lb) == (1, 0, 0, 0)
+    assert read_samples(lb)['members{status="alive"}'] == 2
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_a_failed_reload_shows_until_one_succeeds(lb: LoadBalancer) -> None:
+def test_a_failed_reload_is_exported_until_one_succeeds(lb: LoadBalancer) -> None:
     with Haproxy(lb):
         lb.join(WEB1)
-        before = values(lb)["managed_lines_digest"]
+        before = read_samples(lb)["managed_lines_digest"]
         set_reload_command(lb, "exit 1")
 
         assert lb.join(WEB2).returncode == 5
-        assert ended(lb) == (5, 0, 0)
-        found = values(lb)
+        assert read_last_run(lb) == (5, 0, 0)
+        found = read_samples(lb)
         assert (found['runs_total{verdict="rolled back"}'], found["reload_duration_seconds_count"]) == (1, 2)
-        assert (servers(lb), values(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
+        assert (read_server_counts(lb), read_samples(lb)["managed_lines_digest"]) == ((1, 0, 0, 0), before)
         store = Store(Paths(str(lb.state)))
         store.save_last(store.load_last()._replace(reload=NOW))
         assert lb.join(WEB3).returncode == 5  # not tried again yet
-        assert (ended(lb), values(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
-        lb.roles.write_text(lb.filled(RELOADING))
+        assert (read_last_run(lb), read_samples(lb)["last_reload_timestamp_seconds"]) == ((5, 0, 0), NOW)
+        lb.roles.write_text(lb.fill_template(RELOADING))
         assert lb.run("apply", "--force").returncode == 0
-        assert (ended(lb), servers(lb)) == ((0, 1, 0), (3, 0, 0, 0))
+        assert (read_last_run(lb), read_server_counts(lb)) == ((0, 1, 0), (3, 0, 0, 0))
 
 
 @pytest.mark.every_haproxy
@@ -528,41 +528,41 @@ def test_a_reload_without_a_new_worker_counts_as_failed(lb: LoadBalancer) -> Non
         lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
 
         assert lb.join(WEB2).returncode == 75
-        assert (ended(lb), servers(lb)) == ((75, 0, 0), (2, 0, 0, 0))
+        assert (read_last_run(lb), read_server_counts(lb)) == ((75, 0, 0), (2, 0, 0, 0))
 
 
-def test_a_refused_roles_yml_shows_and_waiting_events_are_counted(lb: LoadBalancer) -> None:
+def test_a_refused_roles_yml_and_waiting_events_are_exported(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     lb.roles.write_text("roles: {web: {prot: 1}}\n")
 
     lb.join(WEB2)
     lb.join(WEB3)
 
-    found = values(lb)
+    found = read_samples(lb)
     assert (found["last_run_exit_status"], found["pending_events"]) == (2, 2)
     assert 0 <= found["last_run_timestamp_seconds"] - found["oldest_pending_event_timestamp_seconds"] < 60
     assert [name for name in found if name.startswith("servers")] == []
     assert found['members{status="alive"}'] == 1
 
 
-def test_files_that_were_no_events_are_counted(lb: LoadBalancer) -> None:
+def test_files_that_are_not_events_are_counted(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     (lb.state / "spool" / "7").write_bytes(b"no event")
 
     lb.run("apply")
 
-    assert (values(lb)["bad_records"], values(lb)["pending_events"]) == (1, 0)
-    assert "oldest_pending_event_timestamp_seconds" not in values(lb)
+    assert (read_samples(lb)["bad_records"], read_samples(lb)["pending_events"]) == (1, 0)
+    assert "oldest_pending_event_timestamp_seconds" not in read_samples(lb)
 
 
 def test_the_next_run_writes_the_age_of_a_sync(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     store = Store(Paths(str(lb.state)))
-    store.save_last(store.load_last()._replace(sync=int(values(lb)["last_run_timestamp_seconds"]) - 100))
+    store.save_last(store.load_last()._replace(sync=int(read_samples(lb)["last_run_timestamp_seconds"]) - 100))
 
     lb.run("apply")
 
-    found = values(lb)
+    found = read_samples(lb)
     passed = found["last_run_timestamp_seconds"] - found["last_sync_timestamp_seconds"]
     assert found["sync_age_seconds"] == passed >= 100
 
@@ -570,7 +570,7 @@ def test_the_next_run_writes_the_age_of_a_sync(lb: LoadBalancer) -> None:
 # The file
 
 
-def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: LoadBalancer) -> None:
+def test_a_reader_of_the_old_file_can_read_all_of_it_during_a_replacement(lb: LoadBalancer) -> None:
     lb.join(WEB1)
     path = lb.state / "metrics.prom"
     old = path.read_bytes()
@@ -584,10 +584,10 @@ def test_a_reader_of_the_old_file_reads_all_of_it_while_it_is_replaced(lb: LoadB
 
 
 def test_a_full_disk_keeps_the_old_metrics_and_changes_no_outcome(lb: LoadBalancer) -> None:
-    with small_disk(lb.state) as disk:
+    with mount_small_disk(lb.state) as disk:
         lb.join(WEB1)
         old = (disk / "metrics.prom").read_bytes()
-        with full_disk(disk):
+        with fill_disk(disk):
             done = lb.run("apply")
 
             assert (done.returncode, done.stderr) == (0, b"")
@@ -625,11 +625,11 @@ def test_the_group_of_the_folder_reaches_the_metrics_and_nothing_else(lb: LoadBa
     }
 
 
-# The page
+# The documentation
 
 
-def table(columns: int) -> list[list[str]]:
-    """The rows of the page's tables with this number of columns, whose first cell is one word in backquotes."""
+def read_table(columns: int) -> list[list[str]]:
+    """Return the rows of the page's tables with this number of columns whose first cell is one word in backquotes."""
     lines = re.findall(r"^\| (`[^`]+` \|.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     return [cells for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == columns]
 
@@ -638,7 +638,7 @@ def test_the_page_has_every_metric_that_a_run_writes_with_its_type_and_no_other(
     lb.join(WEB1)
 
     written = re.findall(r"^# TYPE (\w+) (\w+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
-    assert [(name.strip("`"), kind) for name, kind, *_ in table(4)] == written
+    assert [(name.strip("`"), kind) for name, kind, *_ in read_table(4)] == written
 
 
 def test_the_page_has_the_labels_of_every_metric() -> None:
@@ -646,15 +646,15 @@ def test_the_page_has_the_labels_of_every_metric() -> None:
     numbers = Numbers("1", NOW, last, {Pair("lb", "iis"): {"in": 1}}, {"alive": 1}, pauses={"web01": NOW})
     text = metrics.format_metrics(numbers).decode()
 
-    for name, _, labels, _ in table(4):
+    for name, _, labels, _ in read_table(4):
         samples = re.findall(rf"^{name.strip('`')}(?:_bucket)?\{{(.*)\}} ", text, re.MULTILINE)
         written = {label for given in samples for label in re.findall(r'(\w+)="', given)}
         assert (name, set(re.findall(r"`(\w+)`", labels))) == (name, written)
 
 
 def test_the_page_has_every_state_and_every_verdict() -> None:
-    assert [state.strip("`") for state, _ in table(2)] == list(planning_services.STATES)
-    assert {verdict.strip("`") for verdict, *_ in table(3)} == set(metrics.VERDICTS)
+    assert [state.strip("`") for state, _ in read_table(2)] == list(planning_services.STATES)
+    assert {verdict.strip("`") for verdict, *_ in read_table(3)} == set(metrics.VERDICTS)
 
 
 def test_the_page_has_the_number_of_pauses_with_a_sample() -> None:

@@ -62,29 +62,29 @@ def test_nothing_to_do_is_not_confirmed_if_haproxy_does_not_run() -> None:
         (2, 1, "2 lines added, 1 removed"),
     ],
 )
-def test_lines_are_counted_as_people_count_them(added: int, removed: int, words: str) -> None:
+def test_numbers_of_lines_have_the_right_plural(added: int, removed: int, words: str) -> None:
     assert format_line_counts(added, removed) == words
 
 
-def test_every_quarantined_node_is_a_sentence() -> None:
+def test_every_quarantined_node_has_a_sentence() -> None:
     assert format_quarantined({}) == ()
     assert format_quarantined({"web09": "unknown keyword"}) == (
         "web09 is in quarantine, its lines are unchanged: unknown keyword",
     )
 
 
-def test_of_thousands_in_quarantine_a_few_are_named() -> None:
-    said = format_quarantined({f"n{at}": "refused" for at in range(1000)})
+def test_of_thousands_of_quarantined_nodes_a_few_are_named() -> None:
+    output = format_quarantined({f"n{at}": "refused" for at in range(1000)})
 
-    assert len(said) == 21
-    assert said[-1] == "980 more nodes are in quarantine; `lbagent status` lists them"
+    assert len(output) == 21
+    assert output[-1] == "980 more nodes are in quarantine; `lbagent status` lists them"
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_an_end_that_is_no_error_is_zero(verdict: Verdict) -> None:
+def test_a_verdict_that_is_not_an_error_has_exit_status_zero(verdict: Verdict) -> None:
     assert Outcome(verdict).exit_status == 0
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_blocked_removals_are_exit_status_three(verdict: Verdict) -> None:
+def test_blocked_removals_have_exit_status_three(verdict: Verdict) -> None:
     assert Outcome(verdict, blocked=(BlockedRemoval(3, "3 of 4 lines would go"),)).exit_status == 3

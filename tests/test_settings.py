@@ -11,13 +11,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert load_settings({}, None, None, verbose=False) == Settings("/etc/lbagent/roles.yml", "/var/lib/lbagent")
 
 
-def test_the_environment_comes_before_the_defaults() -> None:
+def test_the_environment_overrides_the_defaults() -> None:
     environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s"}
 
     assert load_settings(environ, None, None, verbose=False) == Settings("/r.yml", "/s")
 
 
-def test_options_come_before_the_environment() -> None:
+def test_options_override_the_environment() -> None:
     environ = {"LBAGENT_ROLES": "/r.yml", "LBAGENT_STATE_DIR": "/s", "STATE_DIRECTORY": "/d"}
 
     assert load_settings(environ, "/o.yml", "/o", verbose=True) == Settings("/o.yml", "/o", verbose=True)
@@ -33,7 +33,7 @@ def test_options_come_before_the_environment() -> None:
         ({"LBAGENT_STATE_DIR": ""}, "/var/lib/lbagent"),
     ],
 )
-def test_systemd_may_give_the_state_directory(environ: dict[str, str], folder: str) -> None:
+def test_the_state_directory_of_systemd_is_used(environ: dict[str, str], folder: str) -> None:
     assert load_settings(environ, None, None, verbose=False).state_dir == folder
 
 
@@ -47,7 +47,7 @@ def test_systemd_may_give_the_state_directory(environ: dict[str, str], folder: s
         (["--roles", "handle", "handle"], Settings("handle", "/var/lib/lbagent")),
     ],
 )
-def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) -> None:
+def test_a_plain_handle_needs_no_argument_parser(words: list[str], settings: Settings) -> None:
     assert load_handler_settings(words, {}) == settings
 
 
@@ -65,7 +65,7 @@ def test_a_plain_handle_needs_no_parser(words: list[str], settings: Settings) ->
         ["x", "handle"],
     ],
 )
-def test_any_other_command_line_is_for_the_parser(words: list[str]) -> None:
+def test_any_other_command_line_needs_the_argument_parser(words: list[str]) -> None:
     assert load_handler_settings(words, {}) is None
 
 

@@ -52,6 +52,9 @@ _DIFFERS = "HAProxy differed from haproxy.cfg"
 _WORKER_TIMEOUT = 5.0
 """Seconds that a new worker may take until it answers on its stats socket."""
 
+_SETTLE_LIMIT = 1.0
+"""Seconds until the servers that HAProxy lists have to match the plan."""
+
 _POLL_INTERVAL = 0.02
 
 _RETRY_WAIT_LIMIT = 30
@@ -245,8 +248,13 @@ class Rollout:
 
     def _find_difference(self) -> str:
         """Return how the worker differs from the plan, or why that is unknown; empty if it does not."""
+        if self.runtime_changes is None:
+            return ""
+        deadline = time.monotonic() + _SETTLE_LIMIT
         try:
-            differences = self.runtime_changes.find_differences() if self.runtime_changes else {}
+            # HAProxy 3.0 and later change the address of a server some time after they have confirmed the command.
+            while (differences := self.runtime_changes.find_differences()) and time.monotonic() < deadline:
+                time.sleep(_POLL_INTERVAL)
         except SessionError as error:
             return f"not compared: {error}"
         return f"{_DIFFERS}: {'; '.join(differences.values())}" if differences else ""

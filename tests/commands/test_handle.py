@@ -50,7 +50,7 @@ def test_a_join_is_written_and_nothing_is_printed(stage: LoadBalancerFiles) -> N
         "    server web02 10.0.0.2:80 check inter 60s rise 2 fall 2 # lbagent role=web\n"
         "    # additional-lb-iis-server\n"
     )
-    assert stage.spooled == []
+    assert stage.spool_files == []
 
 
 def test_leaving_undoes_joining(stage: LoadBalancerFiles) -> None:
@@ -64,9 +64,9 @@ def test_leaving_undoes_joining(stage: LoadBalancerFiles) -> None:
 def test_pause_and_resume_go_there_and_back(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
-    assert stage.user("pause", "WEB01 10.0.0.1 web", 3).status == 0
+    assert stage.send_event("pause", "WEB01 10.0.0.1 web", 3).status == 0
     assert stage.managed == ["# lbagent paused web01 10.0.0.1 role=web"]
-    assert stage.user("resume", "WEB01 10.0.0.1 web", 4).status == 0
+    assert stage.send_event("resume", "WEB01 10.0.0.1 web", 4).status == 0
 
     assert stage.managed == [line("web01", "10.0.0.1")]
 
@@ -157,7 +157,7 @@ def test_a_missing_haproxy_cfg_is_one_line(stage: LoadBalancerFiles) -> None:
 
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert ended.err == f"lbagent: {stage.cfg}: No such file or directory\n"
-    assert len(stage.spooled) == 1
+    assert len(stage.spool_files) == 1
 
 
 def test_an_empty_folder_of_haproxy_cfg_is_no_defect(stage: LoadBalancerFiles) -> None:
@@ -250,7 +250,7 @@ def test_state_that_cannot_be_written_is_reported_to_need_a_sync(stage: LoadBala
 )
 def test_damaged_members_are_kept_aside_and_rebuilt(stage: LoadBalancerFiles, content: bytes) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
-    stage.user("pause", "web02", 1)
+    stage.send_event("pause", "web02", 1)
     (stage.state / "members.json").write_bytes(content)
 
     ended = stage.join("web03 10.0.0.3")
@@ -307,7 +307,7 @@ def test_a_foreign_file_in_the_spool_is_moved_and_the_event_is_applied(stage: Lo
     assert ended.status == 0
     assert ended.err.count("; moved to") == 2
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2")]
-    assert stage.spooled == ["bad"]
+    assert stage.spool_files == ["bad"]
 
 
 def test_a_folder_named_like_a_record_is_moved_and_the_event_is_applied(stage: LoadBalancerFiles) -> None:
@@ -330,7 +330,7 @@ def test_an_error_of_the_system_is_in_the_history_in_words(stage: LoadBalancerFi
 
 def test_each_change_is_in_the_history(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
-    stage.user("pause", "web01", 1)
+    stage.send_event("pause", "web01", 1)
 
     rows = [json.loads(row) for row in (stage.state / "history.jsonl").read_text().splitlines()]
 
@@ -370,7 +370,7 @@ def test_with_a_busy_lock_its_holder_applies_the_event(stage: LoadBalancerFiles)
         assert stage.join("web02 10.0.0.2") == (0, b"", "")
 
         assert stage.managed == [line("web01", "10.0.0.1")]
-        assert stage.spooled == ["1"]
+        assert stage.spool_files == ["1"]
     assert stage.join("web03 10.0.0.3").status == 0
     assert stage.managed == [line("web01", "10.0.0.1"), line("web02", "10.0.0.2"), line("web03", "10.0.0.3")]
 
@@ -383,7 +383,7 @@ def test_while_watch_runs_an_event_is_only_stored(stage: LoadBalancerFiles) -> N
         assert stage.join("web02 10.0.0.2") == (0, b"", "")
 
         assert stage.managed == [line("web01", "10.0.0.1")]
-        assert stage.spooled == ["1"]
+        assert stage.spool_files == ["1"]
 
 
 def test_a_watch_that_hangs_does_not_keep_events_waiting(stage: LoadBalancerFiles) -> None:
@@ -425,11 +425,13 @@ def test_twenty_events_at_once_all_end_in_the_file(stage: LoadBalancerFiles) -> 
         handler.stderr.close()
     assert said == [(0, b"")] * 20
     assert stage.managed == [line("web00", "10.0.0.100"), *(line(f"web{at}", f"10.0.0.{at}") for at in range(1, 21))]
-    assert stage.spooled == []
+    assert stage.spool_files == []
 
 
 def test_a_handler_killed_after_spooling_loses_nothing(stage: LoadBalancerFiles) -> None:
-    stage.spool({"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}, b"web01\t10.0.0.1\tweb\trole=web\n", "0" * 16)
+    stage.store_event(
+        {"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}, b"web01\t10.0.0.1\tweb\trole=web\n", "0" * 16
+    )
 
     stage.join("web02 10.0.0.2")
 
@@ -444,7 +446,7 @@ def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: LoadBalancerF
     assert stage.handle("member-join", lines).status == 0
 
     assert len(stage.members) == 20_000
-    assert stage.spooled == []
+    assert stage.spool_files == []
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ def test_a_member_event_of_twenty_thousand_lines_is_applied(stage: LoadBalancerF
 def test_a_query_is_answered_in_one_line_and_nothing_else(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
 
-    status, out, err = stage.query("pause", "web01 for=2h reason=patch day")
+    status, out, err = stage.send_query("pause", "web01 for=2h reason=patch day")
 
     assert (status, out, err) == (0, b"haproxy not seen\n", "")
     assert stage.managed == ["# lbagent paused web01 10.0.0.1 role=web"]
@@ -474,13 +476,13 @@ def test_a_query_is_answered_in_one_line_and_nothing_else(stage: LoadBalancerFil
     ],
 )
 def test_a_query_is_answered_with_its_outcome(stage: LoadBalancerFiles, name: str, payload: str, words: bytes) -> None:
-    assert stage.query(name, payload) == (0, words, "")
+    assert stage.send_query(name, payload) == (0, words, "")
 
 
 def test_a_query_is_answered_even_where_nothing_works(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text("roles: {web: {lb: [iis]}}\n")
 
-    status, out, err = stage.query("pause", "web01")
+    status, out, err = stage.send_query("pause", "web01")
 
     assert (status, err) == (0, "")
     assert out.startswith(f"not applied yet: {stage.roles}:1:".encode())
@@ -493,7 +495,7 @@ def test_a_query_waits_no_longer_than_serf_does(stage: LoadBalancerFiles) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         started = time.monotonic()
 
-        assert stage.query("pause", "web01") == (0, b"queued\n", "")
+        assert stage.send_query("pause", "web01") == (0, b"queued\n", "")
 
         assert 1.9 < time.monotonic() - started < 3.2
 
@@ -507,7 +509,7 @@ def test_other_users_cannot_read_the_state(stage: LoadBalancerFiles) -> None:
 def test_an_answer_fits_into_serfs_limit(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text(f"roles: {{web: {{lb: [{'x' * 1900}]}}}}\n")
 
-    status, out, err = stage.query("pause", "web01")
+    status, out, err = stage.send_query("pause", "web01")
 
     assert (status, err) == (0, "")
     assert len(out) <= 1024
@@ -517,12 +519,12 @@ def test_an_answer_fits_into_serfs_limit(stage: LoadBalancerFiles) -> None:
 
 def test_the_status_is_one_line(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1", "web02 10.0.0.2")
-    stage.user("pause", "web01", 1)
+    stage.send_event("pause", "web01", 1)
     digest = json.loads((stage.state / "served.json").read_text())["digest"]
 
     last = "last=written: 1 line added, 1 removed; HAProxy is not running"
     said = f"lb01 members=2 paused=1 digest={digest} pending=0 {last}\n"
-    assert stage.query("lbagent-status") == (0, said.encode(), "")
+    assert stage.send_query("lbagent-status") == (0, said.encode(), "")
 
 
 def test_the_status_line_works_with_damaged_state(stage: LoadBalancerFiles) -> None:
@@ -533,14 +535,14 @@ def test_the_status_line_works_with_damaged_state(stage: LoadBalancerFiles) -> N
     last = "last=written: 1 line added, 0 removed; HAProxy is not running"
 
     said = f"lb01 members=damaged digest={digest} pending=0 {last}\n"
-    assert stage.query("lbagent-status") == (0, said.encode(), "")
+    assert stage.send_query("lbagent-status") == (0, said.encode(), "")
 
 
 def test_a_query_for_pauses_is_refused_with_damaged_state(stage: LoadBalancerFiles) -> None:
     stage.join("web01 10.0.0.1")
     (stage.state / "members.json").write_bytes(b"{")
 
-    status, out, err = stage.query("lbagent-status", "pauses")
+    status, out, err = stage.send_query("lbagent-status", "pauses")
 
     assert (status, err) == (0, "")
     assert out.startswith(b"refused: members.json is damaged (")
@@ -550,7 +552,7 @@ def test_a_query_for_pauses_is_refused_with_damaged_state(stage: LoadBalancerFil
 def test_the_status_line_works_with_an_invalid_roles_yml(stage: LoadBalancerFiles) -> None:
     stage.roles.write_text("roles: 7\n")
 
-    status, out, err = stage.query("lbagent-status")
+    status, out, err = stage.send_query("lbagent-status")
 
     problem = f"problem={stage.roles}:1:8: roles: "
     assert (status, err, out.decode().partition(problem)[0]) == (

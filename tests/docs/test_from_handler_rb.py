@@ -99,7 +99,7 @@ class Site:
         terminal = Terminal(self.lb.inside("sh", "-c", command), {**os.environ, **self._environ})
         terminal.wait_for("[y/N]")
         terminal.type("y\n")
-        return terminal.end()
+        return terminal.wait_for_end()
 
     def _start_node(self, name: str) -> None:
         address, role = self.nodes[name]

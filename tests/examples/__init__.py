@@ -1,1 +1,1 @@
-"""Tests of examples."""
+"""Tests of the files in examples/."""

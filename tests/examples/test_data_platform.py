@@ -1,4 +1,4 @@
-"""examples/data-platform: what is special in it is so, and what two of its files say agrees."""
+"""examples/data-platform: its rules work on a real HAProxy, and its files are consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lbagent.roles import loader
-from tests.helpers.echo_server import listening
+from tests.helpers.echo_server import run_echo_server
 from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port, member_line, wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent
@@ -26,8 +26,8 @@ SETTINGS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in 
 SERVICES = ["api", "grafana", "minio", "prometheus", "spark-driver", "web-ui", "zeppelin"]
 
 
-def on_loopback(text: str, lb: LoadBalancer, ports: dict[str, int]) -> str:
-    """The example's haproxy.cfg on free ports of loopback, for the user who runs the tests."""
+def adapt_to_loopback(text: str, lb: LoadBalancer, ports: dict[str, int]) -> str:
+    """Return the example's haproxy.cfg with free ports on loopback, for the user of the tests."""
     text = re.sub(r"(?m)^    bind :(\d+)$", lambda found: f"    bind 127.0.0.1:{ports[found[1]]}", text)
     text = re.sub(r"(?m)^    (user|group) haproxy\n", "", text)
     text = text.replace("maxconn 8000", "maxconn 200")
@@ -50,14 +50,14 @@ def test_every_role_has_a_node_and_every_node_a_role() -> None:
 
 
 @pytest.mark.real
-def test_every_join_is_told_without_a_reload() -> None:
+def test_every_join_is_applied_without_a_reload() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
         pytest.skip("no haproxy here")
     ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
     roles = (EXAMPLE / "roles.yml").read_text(encoding="utf-8").replace("10.20.0.0/16", "127.0.0.0/8")
     with LoadBalancer() as lb:
         shutil.copytree(EXAMPLE / "errors", lb.etc / "errors")
-        lb.text = on_loopback(CONFIG, lb, ports).encode()
+        lb.text = adapt_to_loopback(CONFIG, lb, ports).encode()
         lb.roles.write_text(roles.replace("/etc/haproxy/haproxy.cfg", str(lb.cfg)), encoding="utf-8")
         with Haproxy(lb) as haproxy:
             assert haproxy.get(int(ports["80"])) == "503"
@@ -71,14 +71,14 @@ def test_every_join_is_told_without_a_reload() -> None:
 
 
 @pytest.mark.real
-def test_no_client_says_who_he_is() -> None:
+def test_a_client_cannot_set_the_headers_of_its_address() -> None:
     if shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
         pytest.skip("no haproxy here")
     ports = {port: free_port() for port in re.findall(r"(?m)^    bind :(\d+)$", CONFIG)}
     told = dict.fromkeys(("X-Forwarded-For", "x-real-ip", "Forwarded", "X-Forwarded-Host", "X-Forwarded-Context"), "me")
-    with LoadBalancer() as lb, listening() as node:
+    with LoadBalancer() as lb, run_echo_server() as node:
         shutil.copytree(EXAMPLE / "errors", lb.etc / "errors")
-        found = on_loopback(CONFIG, lb, ports)
+        found = adapt_to_loopback(CONFIG, lb, ports)
         lb.text = re.sub(r"(?m)^    # additional-.*", f"    server node 127.0.0.1:{node}", found).encode()
         with Haproxy(lb):
             heard = {}
@@ -91,14 +91,14 @@ def test_no_client_says_who_he_is() -> None:
     assert heard == {where: [["x-forwarded-for", "127.0.0.1"]] for where in heard}
 
 
-def test_a_node_is_judged_by_what_its_api_answers() -> None:
+def test_a_node_is_checked_by_the_answer_of_its_api() -> None:
     nginx = (EXAMPLE / "services" / "nginx.conf").read_text(encoding="utf-8")
 
     assert re.findall(r"location (.*) \{", nginx) == ["/api/"]
     assert "option httpchk GET /api/health\n" in CONFIG
 
 
-def test_nobody_kills_a_job_through_the_load_balancer() -> None:
+def test_no_job_can_be_killed_through_the_load_balancer() -> None:
     driver = CONFIG.partition("listen lb-spark-driver")[2].partition("\nlisten")[0]
 
     assert re.findall(r"(?m)^    http-request (deny .*|del-header upgrade)$", driver) == [
@@ -108,7 +108,7 @@ def test_nobody_kills_a_job_through_the_load_balancer() -> None:
     ]
 
 
-def test_what_is_no_reading_is_never_sent_twice() -> None:
+def test_only_reading_requests_are_sent_twice() -> None:
     proxies = re.findall(r"(?m)^(?:frontend|listen) (\S+)\n((?:    .*\n)+)", CONFIG)
     careful = [name for name, text in proxies if " unless { method GET HEAD OPTIONS }" in text]
 

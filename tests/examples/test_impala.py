@@ -1,4 +1,4 @@
-"""examples/impala: what its files say of each other holds, and no client moves when a daemon joins."""
+"""examples/impala: its files are consistent, and each client keeps its server when a daemon joins."""
 
 from __future__ import annotations
 
@@ -15,73 +15,73 @@ from tests.helpers.real_programs import Backend, free_port, member_line, wait_un
 UNITS = {"s": 1, "m": 60, "h": 3_600}
 
 
-def text(name: str) -> str:
+def read_file(name: str) -> str:
     return (EXAMPLE / name).read_text(encoding="utf-8")
 
 
-def directives(*name: str) -> list[list[str]]:
-    """What follows these words on each line of haproxy.cfg that begins with them."""
-    lines = (line.partition("#")[0].split() for line in text("haproxy.cfg").splitlines())
+def read_directives(*name: str) -> list[list[str]]:
+    """Return the rest of each line of haproxy.cfg that begins with these words."""
+    lines = (line.partition("#")[0].split() for line in read_file("haproxy.cfg").splitlines())
     return [words[len(name) :] for words in lines if words[: len(name)] == [*name]]
 
 
-def seconds(time: str) -> int:
+def parse_seconds(time: str) -> int:
     return int(time[:-1]) * UNITS[time[-1]]
 
 
-def port(proxy: str) -> str:
-    """The port that haproxy.cfg gives to a proxy."""
-    found = re.search(rf"^listen {proxy}\n    bind :(\d+)$", text("haproxy.cfg"), re.MULTILINE)
+def find_port(proxy: str) -> str:
+    """Return the port of a proxy in haproxy.cfg."""
+    found = re.search(rf"^listen {proxy}\n    bind :(\d+)$", read_file("haproxy.cfg"), re.MULTILINE)
     assert found
     return found[1]
 
 
-def settings(name: str) -> configparser.SectionProxy:
-    """The section `impala` of a client's settings."""
+def read_settings(name: str) -> configparser.SectionProxy:
+    """Return the section `impala` of a client's settings."""
     parser = configparser.ConfigParser()
-    parser.read_string(text(name))
+    parser.read_string(read_file(name))
     return parser["impala"]
 
 
-def test_a_session_outlasts_neither_the_table_nor_an_old_worker() -> None:
-    [client, _], [server, _] = directives("timeout", "client"), directives("timeout", "server")
-    [[hard_stop]], [table] = directives("hard-stop-after"), directives("stick-table")
+def test_a_session_is_shorter_than_the_table_and_an_old_worker() -> None:
+    [client, _], [server, _] = read_directives("timeout", "client"), read_directives("timeout", "server")
+    [[hard_stop]], [table] = read_directives("hard-stop-after"), read_directives("stick-table")
 
     assert client == server
-    assert seconds(client[0]) < seconds(hard_stop)
-    assert seconds(client[0]) < seconds(table[table.index("expire") + 1])
+    assert parse_seconds(client[0]) < parse_seconds(hard_stop)
+    assert parse_seconds(client[0]) < parse_seconds(table[table.index("expire") + 1])
 
 
 def test_the_kernel_and_haproxy_keep_alive_alike() -> None:
-    kernel = dict(line.split(" = ") for line in text("impala-keepalive.conf").splitlines() if " = " in line)
+    kernel = dict(line.split(" = ") for line in read_file("impala-keepalive.conf").splitlines() if " = " in line)
 
     for side in ("clitcpka", "srvtcpka"):
-        [idle], [interval], [count] = (directives(f"{side}-{what}") for what in ("idle", "intvl", "cnt"))
+        [idle], [interval], [count] = (read_directives(f"{side}-{what}") for what in ("idle", "intvl", "cnt"))
         assert kernel == {
-            "net.ipv4.tcp_keepalive_time": str(seconds(idle[0])),
-            "net.ipv4.tcp_keepalive_intvl": str(seconds(interval[0])),
+            "net.ipv4.tcp_keepalive_time": str(parse_seconds(idle[0])),
+            "net.ipv4.tcp_keepalive_intvl": str(parse_seconds(interval[0])),
             "net.ipv4.tcp_keepalive_probes": count[0],
         }
 
 
-def test_clients_are_led_to_their_proxies() -> None:
-    hue, shell = settings("hue.ini"), settings("impalarc")
+def test_each_client_uses_its_proxy() -> None:
+    hue, shell = read_settings("hue.ini"), read_settings("impalarc")
 
-    assert hue["server_port"] == port("impalajdbc")
-    assert shell["impalad"] == f"{hue['server_host']}:{port('impala')}"
+    assert hue["server_port"] == find_port("impalajdbc")
+    assert shell["impalad"] == f"{hue['server_host']}:{find_port('impala')}"
     assert shell["protocol"] == "beeswax"
-    longest = seconds(directives("timeout", "client")[0][0])
+    longest = parse_seconds(read_directives("timeout", "client")[0][0])
     assert int(hue["query_timeout_s"]) < int(hue["session_timeout_s"]) < longest
 
 
-def test_the_agents_and_the_load_balancers_know_each_other() -> None:
-    lb, daemon = (json.loads(text(f"serf-{name}.json")) for name in ("lb01", "impala01"))
-    peers = {name: where.partition(":")[0] for name, where in directives("peer")}
+def test_the_agents_and_the_load_balancers_use_the_same_addresses() -> None:
+    lb, daemon = (json.loads(read_file(f"serf-{name}.json")) for name in ("lb01", "impala01"))
+    peers = {name: where.partition(":")[0] for name, where in read_directives("peer")}
 
-    assert directives("localpeer") == [[lb["node_name"]]]
+    assert read_directives("localpeer") == [[lb["node_name"]]]
     assert lb["node_name"] in peers
     assert [*peers.values()] == lb["retry_join"] == daemon["retry_join"]
-    roles = loader.parse_roles(text("roles.yml").encode(), "roles.yml").roles
+    roles = loader.parse_roles(read_file("roles.yml").encode(), "roles.yml").roles
     assert (daemon["tags"]["role"] in roles, lb["tags"]["role"] in roles) == (True, False)
 
 
@@ -97,13 +97,13 @@ def test_no_client_moves_when_a_daemon_joins() -> None:
 
         one.lb.join(third)
 
-        assert one.haproxy.serving("impalajdbc") == {*names}
+        assert one.haproxy.find_serving("impalajdbc") == {*names}
         assert measure_moved_share(at_first, map_clients(one.jdbc)) == 0
         assert one.haproxy.reloads() == (0, 0)
 
 
 @pytest.mark.real
-def test_daemons_can_be_asked_how_they_are() -> None:
+def test_the_health_of_a_daemon_can_be_queried() -> None:
     site, web = Site(), free_port()
     asking = {
         "    # additional-lb-impala-server": "    option httpchk GET /healthz\n    # additional-lb-impala-server",

@@ -1,4 +1,4 @@
-"""examples/monitoring: rules, dashboard and Alertmanager configuration use metrics that lbagent writes, and work."""
+"""examples/monitoring: rules, dashboard and Alertmanager configuration work with the metrics that lbagent writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, SerfAgent, binaries, free_port, member_line, wait_until
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -31,8 +31,8 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((EXAMPLE / "tests.yml").read_text()
 
 
 @functools.cache
-def generator() -> types.ModuleType:
-    """The program that writes the dashboard."""
+def load_generator() -> types.ModuleType:
+    """Return the program that writes the dashboard, as a module."""
     spec = importlib.util.spec_from_file_location("dashboard", PROJECT / "packaging/dashboard.py")
     assert spec is not None
     assert spec.loader is not None
@@ -41,9 +41,9 @@ def generator() -> types.ModuleType:
     return module
 
 
-def dashboard_queries() -> list[str]:
-    """The PromQL of every panel, with values for Grafana's variables."""
-    queries: list[str] = generator().list_queries(json.loads((EXAMPLE / "dashboard.json").read_text()))
+def read_dashboard_queries() -> list[str]:
+    """Return the PromQL of every panel, with values for Grafana's variables."""
+    queries: list[str] = load_generator().list_queries(json.loads((EXAMPLE / "dashboard.json").read_text()))
     values = {"$job": ".+", "$instance": ".+", "$__rate_interval": "1m"}
     return [functools.reduce(lambda text, one: text.replace(*one), values.items(), query) for query in queries]
 
@@ -58,7 +58,7 @@ def dashboard_queries() -> list[str]:
     ],
     ids=lambda command: " ".join(command[:3]),
 )
-def test_the_program_that_reads_a_file_accepts_it(command: list[str]) -> None:
+def test_each_file_is_accepted_by_its_program(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} here")
     done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, timeout=60, check=False)
@@ -66,7 +66,7 @@ def test_the_program_that_reads_a_file_accepts_it(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_while_it_fires_and_while_it_does_not() -> None:
+def test_every_alert_is_tested_firing_and_not_firing() -> None:
     cases = [case for test in TESTS for case in test.get("alert_rule_test", ())]
     fires = {case["alertname"] for case in cases if case["exp_alerts"]}
     silent = {case["alertname"] for case in cases if not case["exp_alerts"]}
@@ -74,7 +74,7 @@ def test_every_alert_is_tested_while_it_fires_and_while_it_does_not() -> None:
     assert {rule["alert"] for rule in RULES} == fires == silent
 
 
-def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+def test_every_alert_describes_the_problem_and_the_fix() -> None:
     assert {(*sorted(rule["annotations"]), *rule["labels"]) for rule in RULES} == {("action", "summary", "severity")}
     assert {rule["labels"]["severity"] for rule in RULES} == {"critical", "warning", "info"}
 
@@ -82,7 +82,7 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
 def test_rules_and_tests_use_metrics_and_labels_that_lbagent_writes() -> None:
     series = [one["series"] for test in TESTS for one in test["input_series"]]
 
-    assert generator().find_mistakes([rule["expr"] for rule in RULES] + series) == []
+    assert load_generator().find_mistakes([rule["expr"] for rule in RULES] + series) == []
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_rules_and_tests_use_metrics_and_labels_that_lbagent_writes() -> None:
         ("sum by (verdict) (lbagent_servers)", "lbagent_servers has no label verdict"),
     ],
 )
-def test_a_query_for_something_else_is_refused(query: str, mistake: str) -> None:
-    assert generator().find_mistakes([query]) == [f"{mistake}: {query}"]
+def test_a_query_with_an_unknown_metric_or_label_is_refused(query: str, mistake: str) -> None:
+    assert load_generator().find_mistakes([query]) == [f"{mistake}: {query}"]
 
 
 def test_alertmanager_names_alerts_that_exist() -> None:
@@ -105,7 +105,7 @@ def test_alertmanager_names_alerts_that_exist() -> None:
 
 
 def test_the_dashboard_is_what_its_generator_writes() -> None:
-    assert (EXAMPLE / "dashboard.json").read_text() == generator().format_dashboard(), "run `make dashboard`"
+    assert (EXAMPLE / "dashboard.json").read_text() == load_generator().format_dashboard(), "run `make dashboard`"
 
 
 def test_promtool_parses_every_query_of_the_dashboard() -> None:
@@ -113,11 +113,11 @@ def test_promtool_parses_every_query_of_the_dashboard() -> None:
         pytest.skip("no promtool here")
     made = json.loads((EXAMPLE / "dashboard.json").read_text())
 
-    assert generator().parse_with_promtool(generator().list_queries(made)) == ""
-    assert "parse error" in generator().parse_with_promtool(["sum by (lbagent_servers"])
+    assert load_generator().parse_with_promtool(load_generator().list_queries(made)) == ""
+    assert "parse error" in load_generator().parse_with_promtool(["sum by (lbagent_servers"])
 
 
-def test_no_panels_overlap_and_each_says_what_it_shows() -> None:
+def test_no_panels_overlap_and_each_has_a_description() -> None:
     panels = json.loads((EXAMPLE / "dashboard.json").read_text())["panels"]
     cells = [
         (x, y)
@@ -147,8 +147,8 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    """A web server with the files of this folder, in place of node_exporter; yields its port."""
+def serve_folder(folder: Path) -> Iterator[int]:
+    """Run a web server with the files of this folder, in place of node_exporter; yields its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(folder))) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
@@ -161,8 +161,8 @@ def serving(folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def scraping(folder: Path, target: int) -> Iterator[str]:
-    """A Prometheus in this folder that scrapes /metrics.prom of a port each second; yields its URL."""
+def run_prometheus(folder: Path, target: int) -> Iterator[str]:
+    """Run a Prometheus in this folder that scrapes /metrics.prom of a port each second; yields its URL."""
     port = free_port()
     scrape = {
         "job_name": "lb",
@@ -205,24 +205,24 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         web.join(agent)
         env = {"SERF_RPC_ADDR": agent.rpc}
         lb.join(member_line("web01", "127.0.0.11"))
-        lb.say("pause", "web01", 1)
-        with running_watch(lb, **env):
+        lb.send_command("pause", "web01", 1)
+        with run_watch(lb, **env):
             wait_until(lambda: b"\nlbagent_peers_seen 0\n" in (lb.state / "metrics.prom").read_bytes())
-        with serving(lb.state) as port, scraping(tmp_path, port) as url:
+        with serve_folder(lb.state) as port, run_prometheus(tmp_path, port) as url:
             yield url
 
 
-def ask(url: str, query: str) -> list[dict[str, Any]]:
-    """The series that Prometheus returns for a query."""
+def send_query(url: str, query: str) -> list[dict[str, Any]]:
+    """Return the series of a query."""
     with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=20) as answer:
         found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
     return found
 
 
 @pytest.mark.real
-def test_every_query_of_the_dashboard_has_data_and_the_alerts_see_the_state(prometheus: str) -> None:
-    wait_until(lambda: ask(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
+def test_every_query_of_the_dashboard_has_data_and_the_alerts_match_the_state(prometheus: str) -> None:
+    wait_until(lambda: send_query(prometheus, "count_over_time(lbagent_build_info[1m]) > 2"))
 
-    assert [query for query in dashboard_queries() if not ask(prometheus, query)] == []
-    pending = {one["metric"]["alertname"] for one in ask(prometheus, "ALERTS")}
+    assert [query for query in read_dashboard_queries() if not send_query(prometheus, query)] == []
+    pending = {one["metric"]["alertname"] for one in send_query(prometheus, "ALERTS")}
     assert pending == {"LbagentServiceWithoutServer"}

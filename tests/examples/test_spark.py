@@ -1,4 +1,4 @@
-"""examples/spark-ha: what its haproxy.cfg keeps from whom, and that its files name the same machines."""
+"""examples/spark-ha: its haproxy.cfg protects the masters and finds the leader, and its files are consistent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, member_line
+from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "spark-ha"
 PAGE = (EXAMPLE / "spark-503.http").read_bytes().partition(b"\r\n\r\n")[2].decode()
@@ -34,19 +34,19 @@ KILLS += [
 
 MOVED = {
     "/moved": "/app/",
-    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # as Spark 3.5 says it now and then
+    "/proxy/app-20261121-0000": "/proxy/261121-0000/jobs/",  # a form that Spark 3.5 sometimes uses
     "/proxy/app-20261121-0000/": "/proxy/app-20261121-0000/jobs/",
 }
 
 
 class Master:
-    """What a master's page says, and the requests it was asked: `GET /path context`."""
+    """A master's page with a state, and the requests that it received: `GET /path context`."""
 
     def __init__(self, state: str) -> None:
         self.state, self.asked, self.secrets = state, list[str](), list[str]()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
+    def run(self) -> Iterator[str]:
         master = self
 
         class Answer(http.server.BaseHTTPRequestHandler):
@@ -73,68 +73,61 @@ class Master:
             thread.join()
 
 
-def text(lb: LoadBalancer, name: str) -> str:
-    """A file of the example, on loopback and in the folder of `lb`."""
+def read_example(lb: LoadBalancer, name: str) -> str:
+    """Return a file of the example with addresses on loopback and paths in the folder of `lb`."""
     found = (EXAMPLE / name).read_text(encoding="utf-8").replace("10.0.0.", "127.0.0.")
     found = found.replace("bind :80", f"bind 127.0.0.1:{lb.front}").replace("/run/haproxy/admin.sock", str(lb.socket))
     return found.replace("    user haproxy\n    group haproxy\n", "")
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy there is."""
-    found: Path = request.param
-    return found
-
-
 @contextlib.contextmanager
-def published(
+def run_example(
     binary: Path, *masters: Master, more: str = "", rules: str = "", users: str = ""
 ) -> Iterator[LoadBalancer]:
-    """The example's load balancer, whose HAProxy has not checked any of these masters yet and takes all for up."""
+    """Run the example's load balancer, whose HAProxy has not checked the masters yet and regards all as up."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(binary=binary))
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
-        where = [stack.enter_context(master.running()) for master in masters]
+        where = [stack.enter_context(master.run()) for master in masters]
         lines = "".join(f"    server s{number} {at}\n" for number, at in enumerate(where))
-        found = text(lb, "haproxy.cfg").replace("    default_backend", f"{rules}    default_backend")
+        found = read_example(lb, "haproxy.cfg").replace("    default_backend", f"{rules}    default_backend")
         lb.text = (found + lines + more + users).encode()
         stack.enter_context(Haproxy(lb))
         yield lb
 
 
-def ask(lb: LoadBalancer, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
-    """Status, body and Location of one request, its path as it is given; `account` is NAME:PASSWORD."""
+def send_request(lb: LoadBalancer, path: str, method: str = "GET", account: str = "") -> tuple[int, str, str]:
+    """Return status, body and Location of one request; `account` is NAME:PASSWORD."""
     headers = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account else {}
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
-        said = connection.getresponse()
-        return said.status, said.read().decode(), said.getheader("Location", "")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.getheader("Location", "")
 
 
 @pytest.mark.real
-def test_a_redirect_leads_to_the_application_that_was_asked_for(binary: Path) -> None:
-    with published(binary, Master("ALIVE")) as lb:
-        said = [ask(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
+def test_a_redirect_leads_to_the_requested_application(binary: Path) -> None:
+    with run_example(binary, Master("ALIVE")) as lb:
+        output = [send_request(lb, f"/spark/proxy/app-20261121-0000{slash}") for slash in ("", "/")]
 
-    assert [(status, location) for status, _, location in said] == [
+    assert [(status, location) for status, _, location in output] == [
         (302, "/spark/proxy/app-20261121-0000/jobs/"),
         (302, "/spark/proxy/app-20261121-0000/jobs/"),
     ]
 
 
 @pytest.mark.real
-def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> None:
+def test_the_leader_gets_the_path_without_the_prefix_and_the_prefix_as_a_header(binary: Path) -> None:
     leader = Master("ALIVE")
-    with published(binary, leader) as lb:
-        assert ask(lb, "/spark/")[0] == 200
-        assert ask(lb, "/spark/", "HEAD")[:2] == (200, "")
-        assert ask(lb, "/spark/app/?appId=app-1")[0] == 200
-        assert ask(lb, "/static/webui.css")[0] == 200
-        assert ask(lb, "/spark/moved")[::2] == (302, "/spark/app/")
-        assert ask(lb, "/spark")[::2] == (302, "/spark/")
-        assert ask(lb, "/json/")[0] == 404
+    with run_example(binary, leader) as lb:
+        assert send_request(lb, "/spark/")[0] == 200
+        assert send_request(lb, "/spark/", "HEAD")[:2] == (200, "")
+        assert send_request(lb, "/spark/app/?appId=app-1")[0] == 200
+        assert send_request(lb, "/static/webui.css")[0] == 200
+        assert send_request(lb, "/spark/moved")[::2] == (302, "/spark/app/")
+        assert send_request(lb, "/spark")[::2] == (302, "/spark/")
+        assert send_request(lb, "/json/")[0] == 404
 
     asked = ["GET /", "HEAD /", "GET /app/?appId=app-1", "GET /static/webui.css", "GET /moved"]
     assert leader.asked == [f"{words} /spark" for words in asked]
@@ -146,49 +139,51 @@ def test_the_leader_is_asked_without_the_prefix_and_told_of_it(binary: Path) -> 
     [[], ["STANDBY"], ["RECOVERING"], ["STANDBY - see the ALIVE"], ["ALIVE", "STANDBY"], ["ALIVE", "ALIVE"]],
     ids="-".join,
 )
-def test_who_does_not_lead_alone_is_not_shown_even_where_haproxy_takes_it_for_up(
+def test_only_a_single_leader_is_shown_even_where_haproxy_regards_others_as_up(
     binary: Path, masters: list[str]
 ) -> None:
-    with published(binary, *map(Master, masters)) as lb:
-        assert [ask(lb, "/spark/")[:2] for _ in range(4)] == [(503, PAGE)] * 4
+    with run_example(binary, *map(Master, masters)) as lb:
+        assert [send_request(lb, "/spark/")[:2] for _ in range(4)] == [(503, PAGE)] * 4
 
 
 @pytest.mark.real
-def test_no_master_hears_of_a_kill(binary: Path) -> None:
+def test_no_request_to_kill_an_application_reaches_a_master(binary: Path) -> None:
     leader = Master("ALIVE")
-    with published(binary, leader) as lb:
+    with run_example(binary, leader) as lb:
         for method in ("GET", "POST"):
-            said = {path: ask(lb, f"/spark/{path}", method)[0] for path in KILLS}
-            assert said == dict.fromkeys(KILLS, 403)
-        assert ask(lb, "/static/../app/kill/", "POST")[0] == 403
-        assert [ask(lb, "/spark/app/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [403] * 4
+            output = {path: send_request(lb, f"/spark/{path}", method)[0] for path in KILLS}
+            assert output == dict.fromkeys(KILLS, 403)
+        assert send_request(lb, "/static/../app/kill/", "POST")[0] == 403
+        assert [send_request(lb, "/spark/app/", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [
+            403
+        ] * 4
 
     assert leader.asked == []
 
 
 @pytest.mark.real
-def test_the_password_of_the_page_opens_it_and_goes_no_further(binary: Path) -> None:
+def test_the_password_of_the_page_is_required_and_not_forwarded(binary: Path) -> None:
     leader, page = Master("ALIVE"), (EXAMPLE / "README.md").read_text(encoding="utf-8")
     rules = [f"    {rule}\n" for rule in re.findall(r"`(http-request (?:auth|del-header) [^`]*)`", page)]
-    with published(
+    with run_example(
         binary, leader, rules="".join(rules), users="\nuserlist people\n    user a insecure-password b\n"
     ) as lb:
-        said = [ask(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
+        output = [send_request(lb, "/spark/app/", account=account)[0] for account in ("", "a:wrong", "a:b")]
 
-    assert (said, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
+    assert (output, leader.asked, leader.secrets) == ([401, 401, 200], ["GET /app/ /spark"], [])
 
 
 @pytest.mark.real
-def test_whoever_asks_a_leader_that_has_just_died_sees_the_same_page(binary: Path) -> None:
-    with published(binary, more="    server gone 127.0.0.1:1\n") as lb:
-        assert ask(lb, "/spark/app/")[:2] == (503, PAGE)
+def test_a_request_to_a_leader_that_has_just_died_gets_the_same_page(binary: Path) -> None:
+    with run_example(binary, more="    server gone 127.0.0.1:1\n") as lb:
+        assert send_request(lb, "/spark/app/")[:2] == (503, PAGE)
 
 
-def test_with_a_folder_one_master_enrols_and_no_other() -> None:
+def test_with_a_folder_only_one_master_enrols() -> None:
     with LoadBalancer() as lb:
         shutil.copy(EXAMPLE / "spark-503.http", lb.etc)
-        lb.text = text(lb, "haproxy.cfg").encode()
-        lb.roles.write_text(f"haproxy: {{config: {lb.cfg}}}\n{text(lb, 'roles-filesystem.yml')}")
+        lb.text = read_example(lb, "haproxy.cfg").encode()
+        lb.roles.write_text(f"haproxy: {{config: {lb.cfg}}}\n{read_example(lb, 'roles-filesystem.yml')}")
 
         for number in (1, 2):
             lb.join(member_line(f"master{number:02}", f"127.0.0.1{number}", "spark"))
@@ -197,9 +192,9 @@ def test_with_a_folder_one_master_enrols_and_no_other() -> None:
 
 
 def test_every_file_names_the_same_masters() -> None:
-    defaults = settings("spark-defaults.conf")
+    defaults = read_settings("spark-defaults.conf")
     worker = (EXAMPLE / "spark" / "spark-worker.service").read_text(encoding="utf-8")
-    zoo = dict(line.split("=") for line in lines("zookeeper/zoo.cfg"))
+    zoo = dict(line.split("=") for line in read_lines("zookeeper/zoo.cfg"))
 
     assert defaults["spark.master"] == f"spark://{','.join(f'{one}:7077' for one in MASTERS)}"
     assert f"Worker {defaults['spark.master']}\n" in worker
@@ -208,8 +203,8 @@ def test_every_file_names_the_same_masters() -> None:
     assert json.loads((EXAMPLE / "serf" / "lb.json").read_text(encoding="utf-8"))["retry_join"] == MASTERS
 
 
-def test_both_ways_of_recovery_differ_in_nothing_else() -> None:
-    many, one = settings("spark-defaults.conf"), settings("spark-defaults-filesystem.conf")
+def test_the_two_recovery_modes_differ_only_in_their_settings() -> None:
+    many, one = read_settings("spark-defaults.conf"), read_settings("spark-defaults-filesystem.conf")
     recovery = {"spark.master", "spark.deploy.recoveryMode", "spark.deploy.recoveryDirectory"}
     recovery |= {"spark.deploy.zookeeper.url", "spark.deploy.zookeeper.dir"}
 
@@ -220,8 +215,8 @@ def test_both_ways_of_recovery_differ_in_nothing_else() -> None:
     assert one["spark.master"] == f"spark://{MASTERS[0]}:7077"
 
 
-def test_both_roles_differ_in_how_many_may_enrol() -> None:
-    many, one = lines("roles.yml"), lines("roles-filesystem.yml")
+def test_the_two_roles_differ_only_in_their_maximum() -> None:
+    many, one = read_lines("roles.yml"), read_lines("roles-filesystem.yml")
 
     assert [line for line in one if line not in many] == ["    max: 1"]
     assert [line for line in many if line not in one] == []
@@ -236,25 +231,25 @@ def test_the_page_of_the_example_describes_each_of_its_files() -> None:
     assert [target for target in targets if not (EXAMPLE / target).exists()] == []
 
 
-def test_the_page_makes_what_the_units_need_and_gives_an_application_its_settings() -> None:
+def test_the_page_creates_what_the_units_need_and_has_the_settings_of_an_application() -> None:
     page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
-    [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", units())} for key in (r".*SPARK_CONF_DIR=", "User="))
+    [conf], users = ({*re.findall(rf"(?m)^{key}(\S+)$", read_units())} for key in (r".*SPARK_CONF_DIR=", "User="))
 
     assert [user for user in users if not re.search(rf"`useradd [^`]*\b{user}`", page)] == []
     assert f"`SPARK_CONF_DIR={conf} /opt/spark/bin/spark-submit app.py`" in page
 
 
-def units() -> str:
-    """The text of both systemd units."""
+def read_units() -> str:
+    """Return the text of both systemd units."""
     return "".join(path.read_text(encoding="utf-8") for path in sorted((EXAMPLE / "spark").glob("*.service")))
 
 
-def lines(name: str) -> list[str]:
-    """A file's lines without comments and empty ones."""
+def read_lines(name: str) -> list[str]:
+    """Return the lines of a file without comments and empty lines."""
     kept = (line.partition("#")[0].rstrip() for line in (EXAMPLE / name).read_text(encoding="utf-8").splitlines())
     return [line for line in kept if line]
 
 
-def settings(name: str) -> dict[str, str]:
-    """One of Spark's files of settings."""
-    return dict(line.split(None, 1) for line in lines(f"spark/{name}"))
+def read_settings(name: str) -> dict[str, str]:
+    """Return one of Spark's settings files."""
+    return dict(line.split(None, 1) for line in read_lines(f"spark/{name}"))

@@ -1,4 +1,4 @@
-"""examples/windows-iis: what its haproxy.cfg does, on a real HAProxy."""
+"""examples/windows-iis: its haproxy.cfg replaces the headers of the client's address, on a real HAProxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.echo_server import listening
+from tests.helpers.echo_server import run_echo_server
 from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, free_port
 
 CONFIG = (Path(__file__).parent.parent.parent / "examples" / "windows-iis" / "haproxy.cfg").read_text(encoding="utf-8")
@@ -17,10 +17,10 @@ CONFIG = (Path(__file__).parent.parent.parent / "examples" / "windows-iis" / "ha
 
 @pytest.mark.real
 @pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
-def test_no_client_says_who_he_is(binary: Path) -> None:
+def test_a_client_cannot_set_the_headers_of_its_address(binary: Path) -> None:
     ports = {port: free_port() for port in ("80", "1111", "2222")}
     told = dict.fromkeys(("X-Forwarded-For", "x-real-ip", "Forwarded", "X-Forwarded-Host"), "me")
-    with LoadBalancer(binary=binary) as lb, listening() as node:
+    with LoadBalancer(binary=binary) as lb, run_echo_server() as node:
         found = re.sub(r"(?m)^    (user|group|chroot|log) .*\n", "", CONFIG)
         found = re.sub(r"(?m)^    bind :(\d+)$", lambda one: f"    bind 127.0.0.1:{ports[one[1]]}", found)
         found = found.replace("127.0.0.1:8404", f"127.0.0.1:{free_port()}")

@@ -1,1 +1,1 @@
-"""Shared by the tests: real programs, builders, clients."""
+"""Code that several tests share: real programs, builders, clients."""

@@ -1,4 +1,4 @@
-"""Builders: verbs that make roles, members, events and texts in one line."""
+"""Functions that build roles, members, events and texts in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
 
 NOW = 1_700_000_000
-"""Epoch seconds at which everything in the tests happens by default."""
+"""The default time of everything in the tests, in epoch seconds."""
 
 POISON = (
     *"\n\r\t\0\x0b\x0c\x1b\x7f #'\"\\$`;|&(){}[]<>=,:@/%^~*?!",
@@ -40,7 +40,7 @@ POISON = (
     "..",
     "${HOME}",
 )
-"""One of these makes a good value bad, or at least another one."""
+"""Each of these, inserted into a valid value, makes it invalid or different."""
 
 MANAGED = re.compile(
     r"[ \t]*(?:"
@@ -51,23 +51,23 @@ MANAGED = re.compile(
     r"|# lbagent paused [A-Za-z0-9][A-Za-z0-9._-]{0,62} [0-9a-f:.]{2,45} role=[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
     r")\r?"
 )
-"""A managed line. Nothing else in a file may match."""
+"""Matches managed lines, and no other line of a file."""
 
 
 def nearly_valid(good: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Nearly valid: one bad character somewhere in a good value."""
+    """Return a strategy of valid values with one bad character inserted."""
     return st.builds(
         lambda text, bad, at: text[:at] + bad + text[at:], good, st.sampled_from(POISON), st.integers(0, 12)
     )
 
 
 def dedent(text: str) -> str:
-    """A text as it is indented in the test, without that indentation and the first line end."""
+    """Return the text without its common indentation and first line end."""
     return textwrap.dedent(text.removeprefix("\n"))
 
 
 def parse_roles_text(text: str) -> Roles:
-    """The roles of a roles.yml."""
+    """Return the roles of a roles.yml."""
     return loader.parse_roles(dedent(text).encode(), "roles.yml")
 
 
@@ -80,33 +80,33 @@ def member(  # the fields of a member
     pause: Pause | None = None,
     quarantine: Quarantine | None = None,
 ) -> Member:
-    """A member, alive and without tags of its own."""
+    """Return a member, by default alive and without tags."""
     return Member(name, address, role, {} if tags is None else tags, status, NOW, pause, {}, quarantine)
 
 
 def paused_member(one: Member) -> Member:
-    """The member, paused."""
+    """Return the member with a pause."""
     return one._replace(pause=Pause(NOW, "user event"))
 
 
 def membership_of(*members: Member) -> Membership:
-    """A membership of these."""
+    """Return a membership of these members."""
     return Membership({one.name: one for one in members})
 
 
 def plan_for(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> Plan:
-    """The plan for one haproxy.cfg."""
+    """Return the plan for one haproxy.cfg."""
     return make_plan(Document([("haproxy.cfg", text)]), roles, membership, rules or PlanOptions())
 
 
 def planned_text(text: str, roles: Roles, membership: Membership, rules: PlanOptions | None = None) -> str:
-    """haproxy.cfg after the plan."""
+    """Return haproxy.cfg after the plan."""
     (after,) = plan_for(text, roles, membership, rules).after
     return after
 
 
 def managed_lines(text: str) -> list[str]:
-    """The managed lines of a text, stripped."""
+    """Return the managed lines of a text, stripped."""
     return [line.strip() for line in text.split("\n") if MANAGED.fullmatch(line)]
 
 
@@ -116,18 +116,18 @@ def unmanaged_lines(text: str) -> list[str]:
 
 
 def member_event(kind: str, *lines: str, identity: str = "a", at: int = NOW, self_name: str = "lb01") -> RawEvent:
-    """A member event with these lines."""
+    """Return a member event with these lines."""
     payload = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
     return RawEvent(identity, at * 1000, kind, "", None, self_name, payload)
 
 
 def join_event(*lines: str) -> RawEvent:
-    """A member-join."""
+    """Return a member-join with these lines."""
     return member_event("member-join", *lines)
 
 
 def command_event(verb: str, payload: str, ltime: int | None = None, clock: str = "user", at: int = NOW) -> RawEvent:
-    """A pause or resume."""
+    """Return a pause or resume."""
     return RawEvent("a", at * 1000, clock, verb, ltime, "lb01", payload.encode("utf-8", "surrogateescape"))
 
 
@@ -139,7 +139,7 @@ def update_membership(membership: Membership, *raws: RawEvent, clocks: Mapping[s
 
 
 def updated_membership(membership: Membership, *raws: RawEvent, clocks: Mapping[str, int] | None = None) -> Membership:
-    """Membership after events."""
+    """Return the membership after events."""
     return update_membership(membership, *raws, clocks=clocks).membership
 
 

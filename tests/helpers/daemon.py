@@ -1,4 +1,4 @@
-"""`lbagent watch`, run beside a test."""
+"""Runs `lbagent watch` during a test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.helpers.real_programs import PATIENCE, LoadBalancer, wait_until
 
 
 @contextlib.contextmanager
-def running_watch(lb: LoadBalancer, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`lbagent watch`, once it holds its lock and has made its first round."""
+def run_watch(lb: LoadBalancer, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `lbagent watch`; yields its process after its first run."""
     process = lb.start("watch", env=env)
-    # The output has to be read, as the journal does: a full pipe blocks its writer.
+    # The output is read, as by the journal: a full pipe would block the daemon.
     listening = threading.Thread(target=process.communicate, daemon=True)
     listening.start()
     try:

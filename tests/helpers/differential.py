@@ -1,6 +1,6 @@
-"""A server joined at run time beside the same line after a reload: two HAProxys with the same proxies, compared.
+"""Compares a server added at run time with the same line after a reload, in two HAProxys with the same proxies.
 
-One has its servers in haproxy.cfg, to the other lbagent's own code adds them. Hundreds of proxies share the two.
+One HAProxy has its servers in haproxy.cfg; lbagent's own code adds them to the other. Each has hundreds of proxies.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port
 from tests.helpers.recording_backend import CERTIFICATE, Recorder
 
 REQUESTS = 6
-"""Of clients, each over a connection of its own, to every server."""
+"""The number of requests to every server, each over a new connection."""
 
 _PATIENCE = 8.0
-"""Seconds in which both have to become the same."""
+"""Seconds within which both have to agree."""
 
 _FEW = 40
 _BATCH = 200
-"""Cases in one pair of HAProxys: a worker has so many descriptors."""
+"""The number of cases in one pair of HAProxys, limited by the file descriptors of a worker."""
 
 _GLOBAL = f"""\
 global
@@ -107,7 +107,7 @@ class Result(NamedTuple):
     by_reload: Mapping[Case, str]
     """Those that lbagent applies by a reload, and why."""
     differences: Mapping[Case, tuple[str, ...]]
-    """Where both are not the same."""
+    """Return the differences of a batch of cases."""
     compared: int
     """How many were joined at run time, and compared."""
     refused: frozenset[Case]
@@ -119,34 +119,36 @@ def compare(binary: Path, cases: Sequence[Case], joined: Sequence[Case] = ()) ->
 
     `joined` replaces some of the joined cases, to test that the comparison notices it.
     """
-    accepted = _accepted(binary, cases)
-    by_reload = _by_reload(binary, accepted)
+    accepted = _find_accepted(binary, cases)
+    by_reload = _find_reload_cases(binary, accepted)
     live = [case for case in accepted if case not in by_reload]
-    found = _compared(binary, live, joined, _BATCH)
+    found = _compare_batch(binary, live, joined, _BATCH)
     if found:
-        # Once more, a few at a time: on a busy machine a check may have failed, or a handshake been late.
-        again = _compared(binary, list(found), joined, _FEW)
+        # Repeated in small batches: on a busy machine a check may fail or a handshake be late.
+        again = _compare_batch(binary, list(found), joined, _FEW)
         found = {case: found[case] + again[case] for case in again}
     return Result(by_reload, found, len(live), frozenset(cases) - frozenset(accepted))
 
 
-def _by_reload(binary: Path, cases: Sequence[Case]) -> dict[Case, str]:
-    """The cases that lbagent applies by a reload, and why."""
-    said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
-    difference = _difference(_text(cases, 80, 40, with_servers=False), said.split()[2], cases, 40, 80)
+def _find_reload_cases(binary: Path, cases: Sequence[Case]) -> dict[Case, str]:
+    """Return the cases that lbagent applies by a reload, with the reasons."""
+    output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
+    difference = _difference(_text(cases, 80, 40, with_servers=False), output.split()[2], cases, 40, 80)
     return {cases[int(key[0].removeprefix("case"))]: why for key, why in difference.needs_reload.items()}
 
 
-def _compared(binary: Path, cases: Sequence[Case], joined: Sequence[Case], size: int) -> dict[Case, tuple[str, ...]]:
-    """Where both are not the same."""
+def _compare_batch(
+    binary: Path, cases: Sequence[Case], joined: Sequence[Case], size: int
+) -> dict[Case, tuple[str, ...]]:
+    """Return the differences of a batch of cases."""
     differences: dict[Case, tuple[str, ...]] = {}
     for at in range(0, len(cases), size):
         some = cases[at : at + size]
         port = free_port()
         with (
             Recorder(port) as recorder,
-            _running(binary, some, port, 20, with_servers=True) as of_file,
-            _running(binary, some, port, 40, with_servers=False) as added,
+            _run_side(binary, some, port, 20, with_servers=True) as of_file,
+            _run_side(binary, some, port, 40, with_servers=False) as added,
         ):
             _join(added, [*joined, *some[len(joined) :]], port)
             observed = [number for number, case in enumerate(some) if "observe" in str(case)]
@@ -155,8 +157,8 @@ def _compared(binary: Path, cases: Sequence[Case], joined: Sequence[Case], size:
     return differences
 
 
-def _accepted(binary: Path, cases: Sequence[Case]) -> list[Case]:
-    """The cases that HAProxy accepts in haproxy.cfg: those in whose lines it finds an error are left out."""
+def _find_accepted(binary: Path, cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that HAProxy accepts in haproxy.cfg."""
     left = list(cases)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "haproxy.cfg"
@@ -206,7 +208,7 @@ class _Side(NamedTuple):
 
 
 @contextlib.contextmanager
-def _running(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -> Iterator[_Side]:
+def _run_side(binary: Path, cases: Sequence[Case], port: int, octet: int, *, with_servers: bool) -> Iterator[_Side]:
     text = _text(cases, port, octet, with_servers=with_servers)
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy:
         yield _Side(lb, haproxy, octet)
@@ -224,7 +226,7 @@ def _difference(text: str, version: str, cases: Sequence[Case], octet: int, port
 
 
 def _join(side: _Side, cases: Sequence[Case], port: int) -> None:
-    """Join all at run time, as lbagent does."""
+    """Add all servers at run time, as lbagent does."""
     text = side.lb.cfg.read_text()
     session = runtime_session.open_session(Document([("", text)]).settings, Worker(side.haproxy.worker(), 0))
     difference = _difference(text, session.version, cases, side.octet, port)
@@ -238,7 +240,7 @@ def _differences(
     found: dict[int, list[str]] = defaultdict(list)
 
     def look(what: str, view: Callable[[_Side, Sequence[int]], Mapping[int, object]]) -> None:
-        """Compare both until each case has agreed once: checks come one after another."""
+        """Compare both until each case has agreed once: checks run one after another."""
         deadline = time.monotonic() + _PATIENCE
         differing = numbers
         while True:
@@ -248,7 +250,7 @@ def _differences(
                 break
             time.sleep(0.2)
         for number in differing:
-            found[number].append(f"{what}: after a reload {_short(one, other, number)}")
+            found[number].append(f"{what}: after a reload {_shorten(one, other, number)}")
 
     def burst(side: _Side, some: Sequence[int]) -> Mapping[int, object]:
         """Return the answers to clients, and the number of connections to the server."""
@@ -272,7 +274,7 @@ def _differences(
     return found
 
 
-def _short(one: Mapping[int, object], other: Mapping[int, object], number: int) -> str:
+def _shorten(one: Mapping[int, object], other: Mapping[int, object], number: int) -> str:
     left, right = one.get(number), other.get(number)
     if isinstance(left, dict) and isinstance(right, dict):
         keys = sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
@@ -281,7 +283,7 @@ def _short(one: Mapping[int, object], other: Mapping[int, object], number: int) 
 
 
 def _send(side: _Side, numbers: Sequence[int], path: str, times: int) -> Mapping[int, list[int]]:
-    """The answers of each case to so many requests, one after another; many cases at a time."""
+    """Return the answers of each case to `times` requests, one after another; many cases run in parallel."""
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda number: [_request(side, number, path) for _ in range(times)], numbers)
         return dict(zip(numbers, found, strict=True))
@@ -305,8 +307,8 @@ _CONFIGURED = 2
 
 
 def _state(side: _Side, _: object = None) -> Mapping[int, dict[str, str]]:
-    """Every column of `show servers state`, by case."""
-    _, head, *lines = side.haproxy.ask("show servers state").splitlines()
+    """Return every column of `show servers state`, by case."""
+    _, head, *lines = side.haproxy.send("show servers state").splitlines()
     names = head.removeprefix("# ").split()
     rows = (dict(zip(names, line.split(), strict=True)) for line in lines if line)
     found = {}
@@ -314,10 +316,10 @@ def _state(side: _Side, _: object = None) -> Mapping[int, dict[str, str]]:
         if row["be_name"].startswith("case"):
             row.pop("srv_time_since_last_change")
             row["srv_addr"] = row["srv_addr"].replace(f"127.{side.octet}.", "")
-            state = int(row["srv_check_state"]) & ~1  # a check under way
+            state = int(row["srv_check_state"]) & ~1  # without the bit of a running check
             row["srv_check_state"] = str(state)
             if not state & _CONFIGURED:
-                row.pop("srv_check_health")  # of checks that there are none of
+                row.pop("srv_check_health")  # meaningless without checks
             found[int(row["be_name"].removeprefix("case"))] = row
     return found
 
@@ -327,13 +329,13 @@ _NO_METRICS = frozenset(("weight", "uweight", "check_status", "check_code", "che
 
 
 def _stat(side: _Side, _: object = None) -> Mapping[int, dict[str, str]]:
-    """Every field of `show stat` that is a status, a setting or a limit, by case: no counters, ages, times."""
+    """Return every field of `show stat` that is a status, a setting or a limit, by case."""
     cases: dict[str, dict[str, str]] = defaultdict(dict)
-    for line in filter(None, side.haproxy.ask("show stat -1 4 -1 typed").splitlines()):
+    for line in filter(None, side.haproxy.send("show stat -1 4 -1 typed").splitlines()):
         place, kind, _, value = line.split(":", 3)
         _, proxy, _, _, field, *_ = place.split(".")
         if kind[0] in "KSC" or field in _NO_METRICS:
-            # A dynamic cookie is made from the address, which is not the same here and there.
+            # A dynamic cookie is made from the address, which differs between the two.
             made = field == "cookie" and re.fullmatch("[0-9a-f]{16}", value)
             cases[proxy][field] = "made" if made else value.removeprefix("* ").replace(f"127.{side.octet}.", "")
     return {int(row["pxname"].removeprefix("case")): row for row in cases.values() if row["pxname"].startswith("case")}

@@ -1,4 +1,4 @@
-"""The compared cases: every server keyword of HAProxy's manual, alone, inherited and in pairs; every check option."""
+"""The compared cases: each server keyword of HAProxy's manual, alone, inherited and in pairs, and each check option."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ PAIRS = [
     *(Case(f"{CHECK} {word}", default=f"{TLS} send-proxy-v2") for word in PAIRED),
     *(Case(f"{CHECK} {word}", default="observe layer7 weight 9 backup") for word in PAIRED),
 ]
-"""Keywords that interact."""
+"""Pairs of keywords that interact."""
 
 EVERY_PAIR = [Case(f"{CHECK} {one} {other}") for one, other in combinations(PAIRED, 2)]
 EVERY_PAIR += [Case(f"{CHECK} {one}", default=other) for one in PAIRED for other in PAIRED]
@@ -236,7 +236,7 @@ PROXIES = [
 ]  # fmt: skip
 
 CI = list(dict.fromkeys([*CHECKED, *BY_DEFAULT, *PAIRS, *WITH_CHECK_OPTIONS, *BY_DEFAULTS, *PROXIES]))
-"""The cases that each change has to pass."""
+"""The cases of `make test`."""
 
 SWEEP = list(dict.fromkeys([*CI, *ALONE, *MORE_CHECK_OPTIONS, *EVERY_PAIR]))
-"""Everything: `make test-differential`."""
+"""All cases: `make test-differential`."""

@@ -1,4 +1,4 @@
-"""A server that answers with what it was asked."""
+"""A server that returns each request in its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers it was asked with, as they came."""
+    """Answers with the headers of the request, unchanged."""
 
     def do_GET(self) -> None:
         body = json.dumps(self.headers.items()).encode()
@@ -24,8 +24,8 @@ class Listener(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[int]:
-    """The port of a server that sends back what it receives."""
+def run_echo_server() -> Iterator[int]:
+    """Run the server; yields its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

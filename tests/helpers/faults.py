@@ -1,4 +1,4 @@
-"""Faults of a load balancer on demand: full and read-only disks, broken HAProxys, hostile files."""
+"""Functions that create faults: full and read-only disks, broken HAProxys, hostile files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import pytest
 from tests.helpers.real_programs import RELOADING, LoadBalancer, wait_until
 
 
-def server_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
+def make_server_lines(lb: LoadBalancer, *numbers: int) -> list[str]:
     """Return the managed lines of the nodes webN, for each N of `numbers`."""
     return [lb.server(f"web{number}", f"127.0.0.{number + 10}") for number in numbers]
 
 
-def spool_record(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
+def make_spool_record(identity: str, kind: str, payload: bytes, name: str = "", ltime: str = "") -> bytes:
     """Return a spool record as any user with access to the spool could write it."""
     head = (identity, "1700000000000", kind, name, ltime, "lb01")
     return b"\0".join([b"lbagent 1", *(word.encode() for word in head), payload])
 
 
-def folder_contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+def read_folder(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return mode and content by name of everything below `folder`, without the files that describe the last run."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.name not in ("last.json", "metrics.prom")):
@@ -38,25 +38,25 @@ def folder_contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def replace_haproxy(lb: LoadBalancer, script: str) -> None:
-    """Have this shell script be what `haproxy` means to `lb`; `exec "$real" "$@"` in it is the real one."""
+    """Replace the `haproxy` of `lb` by a shell script, in which `exec "$real" "$@"` runs the real one."""
     path = lb.bin / "haproxy"
     path.unlink(missing_ok=True)
     write_script(path, f"real={shlex.quote(str(lb.binary))}\n{script}")
 
 
 def restore_haproxy(lb: LoadBalancer) -> None:
-    """Put the real `haproxy` back, at the path from which a master executes itself at a reload."""
-    lb.use(lb.binary)
+    """Restore the real `haproxy` at the path from which a master executes itself at a reload."""
+    lb.use_haproxy(lb.binary)
 
 
 def set_reload_command(lb: LoadBalancer, script: str, roles: str = RELOADING) -> None:
-    """Have roles.yml name this shell script as the command that reloads HAProxy."""
+    """Set a shell script as reload command in roles.yml."""
     path = write_script(lb.folder / "reload", script)
-    lb.roles.write_text(lb.filled(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
+    lb.roles.write_text(lb.fill_template(roles).replace("haproxy:\n", f"haproxy:\n  reload: [{path}]\n"))
 
 
 def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
-    """The operator's text with these managed lines above its first marker, as that is indented and ended."""
+    """Return the operator's text with managed lines above its first marker, with its indentation and line ending."""
     before, marker, after = re.split(rb"(?m)^([ \t]*# additional-[^\n]*)", operator, maxsplit=1)
     indent = marker[: len(marker) - len(marker.lstrip())]
     ending = b"\r\n" if marker.endswith(b"\r") or b"\r\n" in operator else b"\n"
@@ -64,35 +64,35 @@ def insert_lines(operator: bytes, lines: Iterable[str]) -> bytes:
     return before + ours + marker + (after or ending)
 
 
-def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
+def read_only_line(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the only line on stderr of a run; fails if there is a traceback."""
-    said = done.stderr.decode("utf-8", "replace")
-    assert said.startswith("lbagent: "), said
-    assert said.count("\n") == 1, said
-    return said.removeprefix("lbagent: ").rstrip("\n")
+    output = done.stderr.decode("utf-8", "replace")
+    assert output.startswith("lbagent: "), output
+    assert output.count("\n") == 1, output
+    return output.removeprefix("lbagent: ").rstrip("\n")
 
 
-def spool_records(lb: LoadBalancer) -> list[str]:
-    """The events in the spool that are whole; a writer that was killed leaves a hidden name behind."""
-    return [name for name in lb.spooled() if not name.startswith(".")]
+def list_spool_records(lb: LoadBalancer) -> list[str]:
+    """Return the names of complete events in the spool; a killed writer leaves a hidden file."""
+    return [name for name in lb.list_spool() if not name.startswith(".")]
 
 
-def stored_nodes(lb: LoadBalancer) -> set[str]:
-    """The nodes that members.json or a whole spool record knows: what no crash may lose."""
-    found = [(lb.state / "spool" / name).read_bytes() for name in spool_records(lb)]
+def list_stored_nodes(lb: LoadBalancer) -> set[str]:
+    """Return the nodes in members.json and in complete spool records, which no crash may lose."""
+    found = [(lb.state / "spool" / name).read_bytes() for name in list_spool_records(lb)]
     return {*lb.members(), *(record.split(b"\0", 7)[7].partition(b"\t")[0].decode() for record in found)}
 
 
 def write_script(path: Path, script: str) -> Path:
-    """A program made of a shell script, for `haproxy.reload`."""
+    """Write an executable shell script; returns its path."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
-    """A file system of its own, mounted over `folder`, which is then empty."""
+def mount_small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
+    """Mount an empty file system over `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size},mode=0755", "lbagent-test", folder)
     try:
@@ -102,8 +102,8 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """A folder that cannot be written to: root ignores permissions, but not a read-only mount."""
+def mount_read_only(folder: Path) -> Iterator[None]:
+    """Mount a folder read-only: root ignores permissions, but not a read-only mount."""
     _mount("--bind", folder, folder)
     try:
         _mount("-o", "remount,bind,ro", folder)
@@ -113,8 +113,8 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mounted(file: Path, over: Path) -> Iterator[None]:
-    """A single file, mounted over another one as a container's host does it."""
+def mount_file(file: Path, over: Path) -> Iterator[None]:
+    """Mount a single file over another one, as a container's host does."""
     _mount("--bind", file, over)
     try:
         yield
@@ -129,8 +129,8 @@ def _mount(*words: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """A disk with not one byte left, until the end of the block."""
+def fill_disk(folder: Path) -> Iterator[None]:
+    """Fill the disk of `folder` to the last byte until the end of the block."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (4096, 1):
@@ -145,7 +145,7 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hide_haproxy() -> Iterator[list[str]]:
-    """The words in front of a command that make it run where no haproxy is installed."""
+    """Yield the prefix of a command that runs it without an installed haproxy."""
     found = [
         path
         for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -159,7 +159,7 @@ def hide_haproxy() -> Iterator[list[str]]:
 
 
 def list_running(words: str) -> list[int]:
-    """The pids of processes with `words` in their command line that do not end by themselves within two seconds."""
+    """Return the pids of processes with `words` in their command line that do not end within two seconds."""
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not _running(words), 2)
     return _running(words)

@@ -1,4 +1,4 @@
-"""Hostile inputs through the whole path: `run(count, seed)` makes them, and counts what they did.
+"""Sends hostile inputs through the whole path: `run(count, seed)` creates them and counts their effects.
 
 Everything that another user can write is damaged: events (environment and stdin), spool files, members.json and the
 other files of the state directory, the JSON of the `serf` program, roles.yml and haproxy.cfg. After each run:
@@ -172,24 +172,24 @@ VALUES: tuple[Any, ...] = (
 
 
 class Broken(AssertionError):
-    """Something that no input may do."""
+    """A forbidden effect of an input."""
 
 
 class Quiet(Log):
     """A log that prints nothing."""
 
     def error(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def warning(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def info(self, words: str, **fields: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
 class Lab:
-    """A load balancer in a folder, its HAProxy and Serf replaced by what costs no time."""
+    """A load balancer in a folder, with fast substitutes for HAProxy and Serf."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
@@ -201,10 +201,10 @@ class Lab:
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.good_roles = ROLES.format(cfg=self.cfg)
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
-        """Everything as an operator would have it."""
+    def reset(self) -> None:
+        """Restore valid files."""
         shutil.rmtree(self.state, ignore_errors=True)
         if self.cfg.is_dir() or self.cfg.is_symlink():
             shutil.rmtree(self.cfg)
@@ -213,25 +213,25 @@ class Lab:
 
     # --- runs ---
 
-    def event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
-        """One call of the handler; without `drains` it finds a `watch` that does the rest."""
+    def handle_event(self, environ: dict[bytes, bytes], stdin: bytes, *, drains: bool) -> None:
+        """Call the handler once; without `drains` it finds a running `watch` and only stores the event."""
         drain = contextlib.nullcontext() if drains else mock.patch.object(queue, "drain_spool", return_value=0)
         with mock.patch.object(handle, "_read_stdin", return_value=stdin), drain:
-            self.guarded(lambda: handle.handle(self.settings, self.log, environ))
+            self.check_action(lambda: handle.handle(self.settings, self.log, environ))
 
     def run(self) -> None:
         """Run without a new event."""
-        self.guarded(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
+        self.check_action(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
 
     def sync(self) -> None:
         """Sync with the output of the `serf` program."""
         engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
-        self.guarded(
+        self.check_action(
             lambda: engine.run(RunOptions(), run_sync.prepare_sync(engine, self.log, lambda _: None, force=False))
         )
 
-    def guarded(self, act: Callable[[], object]) -> None:
-        """Do it, and look at what it did."""
+    def check_action(self, act: Callable[[], object]) -> None:
+        """Run an action and check its effects."""
         Paths(str(self.state)).prepare()
         before = self.cfg.read_bytes()
         try:
@@ -245,25 +245,25 @@ class Lab:
             self.counts[f"refused: {type(error).__name__}"] += 1
         except Exception as error:
             raise Broken(f"not a deliberate error:\n{traceback.format_exc()}") from error
-        self.look(before, self.cfg.read_bytes())
+        self.compare_config(before, self.cfg.read_bytes())
 
-    def look(self, before: bytes, after: bytes) -> None:
-        """Raise Broken where haproxy.cfg is not what it may be."""
+    def compare_config(self, before: bytes, after: bytes) -> None:
+        """Raise Broken if haproxy.cfg has a forbidden change."""
         if left := [name for name in os.listdir(self.folder) if name.endswith(("staged", "old", "replaced"))]:
             raise Broken(f"left behind: {left}")
         if before == after:
             return
         self.counts["changed haproxy.cfg"] += 1
-        if operators(before) != operators(after):
+        if drop_managed_lines(before) != drop_managed_lines(after):
             raise Broken(f"the operator's bytes changed:\n{before!r}\n{after!r}")
         # A line that lbagent only moves has another indentation and ending.
-        old = {line.strip(BLANKS) for line in text(before).split("\n")}
-        for line in text(after).split("\n"):
-            if line.strip(BLANKS) not in old and looks_managed(line):
-                self.judge(line)
+        old = {line.strip(BLANKS) for line in decode(before).split("\n")}
+        for line in decode(after).split("\n"):
+            if line.strip(BLANKS) not in old and is_almost_managed(line):
+                self.check_line(line)
 
-    def judge(self, line: str) -> None:
-        """Raise Broken where a new line is not a well-formed one of a known role at an allowed address."""
+    def check_line(self, line: str) -> None:
+        """Raise Broken if a new line is not well-formed, of a known role and at an allowed address."""
         if not MANAGED.fullmatch(line):
             raise Broken(f"not a well-formed line: {line!r}")
         self.counts["lines written"] += 1
@@ -281,50 +281,50 @@ class Lab:
         if role not in ("web", "api", "db") or never or not inside or (address.is_loopback and networks is None):
             raise Broken(f"a line that may not be written: {line!r}")
 
-    def probe(self) -> None:
-        """Raise Broken where a good event no longer works once the operator's files are right again."""
+    def check_still_works(self) -> None:
+        """Raise Broken if a valid event has no effect with valid files."""
         self.roles.write_text(self.good_roles)
         self.cfg.write_bytes(CFG.encode())
         self.number += 1
         address = f"10.77.{self.number // 250 % 250}.{self.number % 250 + 1}"
         for kind in ("member-leave", "member-join"):
             stdin = f"{PROBE}\t{address}\tweb\trole=web\n".encode()
-            self.event({b"SERF_EVENT": kind.encode(), b"SERF_SELF_NAME": b"lb01"}, stdin, drains=True)
-        lines = [line for line in text(self.cfg.read_bytes()).split("\n") if f" {PROBE} " in line]
+            self.handle_event({b"SERF_EVENT": kind.encode(), b"SERF_SELF_NAME": b"lb01"}, stdin, drains=True)
+        lines = [line for line in decode(self.cfg.read_bytes()).split("\n") if f" {PROBE} " in line]
         if not any(f" {address}" in line for line in lines):
             raise Broken(f"a good event has no effect any more: {lines}")
 
     # --- inputs ---
 
-    def one_event(self) -> None:
-        """An event of a Serf agent."""
+    def send_event(self) -> None:
+        """Send a hostile event of a Serf agent."""
         chance = self.chance
-        kind = chance.choice(KINDS) if chance.random() < 0.95 else self.spoiled("member-join")
+        kind = chance.choice(KINDS) if chance.random() < 0.95 else self.poison_text("member-join")
         environ = {"SERF_EVENT": kind, "SERF_SELF_NAME": chance.choice(("lb01", "", "web01"))}
         if kind in ("user", "query"):
             name, clock = ("SERF_USER_EVENT", "USER") if kind == "user" else ("SERF_QUERY_NAME", "QUERY")
             environ |= {name: chance.choice(WORDS), f"SERF_{clock}_LTIME": chance.choice(LTIMES)}
-            stdin = self.command()
+            stdin = self.send_command()
         else:
-            stdin = "".join(self.member_line() for _ in range(chance.choice((0, 1, 1, 1, 2, 5))))
+            stdin = "".join(self.make_member_line() for _ in range(chance.choice((0, 1, 1, 1, 2, 5))))
         coded = {
             key.encode(): value.replace("\0", "").encode("utf-8", "surrogateescape") for key, value in environ.items()
         }
         payload = stdin.encode("utf-8", "surrogateescape")
-        self.event(coded, self.torn(payload), drains=chance.random() < 0.2)
+        self.handle_event(coded, self.damage_bytes(payload), drains=chance.random() < 0.2)
 
-    def member_line(self) -> str:
-        """A line of a member event."""
+    def make_member_line(self) -> str:
+        """Return a hostile line of a member event."""
         chance = self.chance
         tags = {"weight": chance.choice(("5", "50%", "", "5 backup", "\n", "300")), "ip": chance.choice(ADDRESSES)}
         tags |= {"port": chance.choice(("81", "0", "http", "65536", "")), "lbagent": chance.choice(("paused", "", "x"))}
         some = {key: value for key, value in tags.items() if chance.random() < 0.4}
         fields = [chance.choice(NAMES), chance.choice(ADDRESSES), chance.choice(TAG_ROLES)]
         line = "\t".join([*fields, ",".join(f"{key}={value}" for key, value in some.items())])
-        return (self.spoiled(line) if chance.random() < 0.3 else line) + "\n"
+        return (self.poison_text(line) if chance.random() < 0.3 else line) + "\n"
 
-    def command(self) -> str:
-        """The payload of a pause or resume."""
+    def send_command(self) -> str:
+        """Return a hostile payload of a pause or resume."""
         chance = self.chance
         words = [chance.choice(NAMES), chance.choice((*ADDRESSES, "")), chance.choice((*TAG_ROLES, ""))]
         ends = (
@@ -339,9 +339,9 @@ class Lab:
             "",
         )
         line = " ".join([*words[: chance.randrange(1, 4)], chance.choice(ends)])
-        return self.spoiled(line) if chance.random() < 0.4 else line
+        return self.poison_text(line) if chance.random() < 0.4 else line
 
-    def one_spool_file(self) -> None:
+    def damage_spool(self) -> None:
         """Put a hostile file into the spool."""
         chance, spool = self.chance, self.state / "spool"
         Paths(str(self.state)).prepare()
@@ -354,7 +354,11 @@ class Lab:
             "lb01",
         )
         record = b"\0".join(
-            [b"lbagent 1", *(word.encode() for word in head), self.member_line().encode("utf-8", "surrogateescape")]
+            [
+                b"lbagent 1",
+                *(word.encode() for word in head),
+                self.make_member_line().encode("utf-8", "surrogateescape"),
+            ]
         )
         path = spool / chance.choice(
             (str(chance.randrange(1, 99)), "0", "01", "x", ".5", "\n", "9" * 18, "9" * 19, "-1")
@@ -373,12 +377,14 @@ class Lab:
             elif shape == 3:
                 os.link(self.cfg, path)
             else:
-                path.write_bytes(self.torn(record) if shape < 10 else chance.randbytes(chance.choice((0, 10, 70_000))))
+                path.write_bytes(
+                    self.damage_bytes(record) if shape < 10 else chance.randbytes(chance.choice((0, 10, 70_000)))
+                )
         if chance.random() < 0.1:
             self.run()
 
-    def one_state_file(self) -> None:
-        """A damaged file of the state directory."""
+    def damage_state(self) -> None:
+        """Damage a file of the state directory."""
         names = (
             "members.json",
             "members.json",
@@ -392,10 +398,10 @@ class Lab:
         if not path.is_file():
             self.run()
         if path.is_file():
-            path.write_bytes(self.json(path.read_bytes()))
+            path.write_bytes(self.damage_json(path.read_bytes()))
         self.run()
 
-    def one_answer_of_serf(self) -> None:
+    def damage_serf_answer(self) -> None:
         """Set the output of the `serf` program."""
         tags = {"role": self.chance.choice(TAG_ROLES), "weight": "5"}
         members = [
@@ -408,44 +414,46 @@ class Lab:
             for status in ("alive", "failed", "left", "leaving", "none")
         ]
         info = {"agent": {"name": "lb01"}, "serf": {"event_time": "5", "query_time": "7"}, "tags": {"role": "lb"}}
-        said = {"members": {"members": members}, "info": info}
-        self.serf = {verb: json.dumps(answer) for verb, answer in said.items()}
+        printed = {"members": {"members": members}, "info": info}
+        self.serf = {verb: json.dumps(answer) for verb, answer in printed.items()}
         verb = self.chance.choice(("members", "info"))
-        self.serf[verb] = self.json(self.serf[verb].encode()).decode("utf-8", "replace")
+        self.serf[verb] = self.damage_json(self.serf[verb].encode()).decode("utf-8", "replace")
         words = "Response from 'lb02': " + self.chance.choice(
-            ("pauses 1 web01 5 p", "", "x", self.spoiled("web01 paused"))
+            ("pauses 1 web01 5 p", "", "x", self.poison_text("web01 paused"))
         )
         self.serf["query"] = words
         self.sync()
 
-    def one_roles_yml(self) -> None:
-        """A roles.yml with mistakes."""
-        self.roles.write_bytes(self.torn(self.good_roles.encode(), times=self.chance.choice((1, 1, 2, 5))))
-        self.guarded(self.stay_in_the_folder)
+    def damage_roles(self) -> None:
+        """Write a roles.yml with mistakes."""
+        self.roles.write_bytes(self.damage_bytes(self.good_roles.encode(), times=self.chance.choice((1, 1, 2, 5))))
+        self.check_action(self.keep_paths_in_folder)
         self.run()
         if self.chance.random() < 0.9:
             self.roles.write_text(self.good_roles)
 
-    def stay_in_the_folder(self) -> None:
-        """A roles.yml may name another haproxy.cfg: it must not be one of this machine."""
+    def keep_paths_in_folder(self) -> None:
+        """Replace the paths of a roles.yml, so that no haproxy.cfg of this machine is used."""
         if loader.parse_roles(self.roles.read_bytes(), "roles.yml").haproxy.config != (str(self.cfg),):
             self.roles.write_text(self.good_roles)
 
-    def one_haproxy_cfg(self) -> None:
+    def damage_config(self) -> None:
         """Return a badly written haproxy.cfg."""
-        self.cfg.write_bytes(self.torn(self.cfg.read_bytes() or CFG.encode(), times=self.chance.choice((1, 2, 5, 20))))
+        self.cfg.write_bytes(
+            self.damage_bytes(self.cfg.read_bytes() or CFG.encode(), times=self.chance.choice((1, 2, 5, 20)))
+        )
         self.run()
         if self.chance.random() < 0.5 or len(self.cfg.read_bytes()) > 20_000:
             self.cfg.write_bytes(CFG.encode())
 
-    # --- spoiling ---
+    # --- damage -----
 
-    def spoiled(self, good: str) -> str:
-        """The text with something bad in it."""
+    def poison_text(self, good: str) -> str:
+        """Return the text with a bad character."""
         at, bad = self.chance.randrange(len(good) + 1), str(self.chance.choice((*POISON, *STARTS)))
         return good[:at] + bad + good[at + self.chance.choice((0, 0, 1, 3)) :]
 
-    def torn(self, good: bytes, times: int = 1) -> bytes:
+    def damage_bytes(self, good: bytes, times: int = 1) -> bytes:
         """Return the bytes as a bad disk, a broken connection or an attacker would pass them; often unchanged."""
         chance, torn = self.chance, good
         for _ in range(times):
@@ -471,23 +479,23 @@ class Lab:
             )
         return torn
 
-    def json(self, good: bytes) -> bytes:
-        """JSON with a value that should not be there, or hardly JSON any more."""
+    def damage_json(self, good: bytes) -> bytes:
+        """Return JSON with a wrong value, or damaged JSON."""
         chance = self.chance
         if chance.random() < 0.2:
             return chance.choice(
-                (self.torn(good), b"", b"[" * 100_000, b"1e999", b"null", b"[]", b"{}", b"\xff", b'"x"')
+                (self.damage_bytes(good), b"", b"[" * 100_000, b"1e999", b"null", b"[]", b"{}", b"\xff", b'"x"')
             )
         try:
             state = json.loads(good)
         except (ValueError, RecursionError):
             return b"{}"
         for _ in range(chance.choice((1, 1, 2))):
-            self.poison(state)
+            self.poison_value(state)
         return json.dumps(state).encode()
 
-    def poison(self, spot: Any) -> None:  # noqa: ANN401  # JSON
-        """Exchange, add or remove one value somewhere in it."""
+    def poison_value(self, spot: Any) -> None:  # noqa: ANN401  # JSON
+        """Replace, add or remove one value of a JSON document."""
         chance = self.chance
         while isinstance(spot, dict | list) and spot:
             key = chance.choice([*spot]) if isinstance(spot, dict) else chance.randrange(len(spot))
@@ -503,21 +511,21 @@ class Lab:
             spot = spot[key]
 
 
-def text(content: bytes) -> str:
-    """Bytes as a text that holds them all."""
+def decode(content: bytes) -> str:
+    """Decode bytes without loss."""
     return content.decode("utf-8", "surrogateescape")
 
 
-def looks_managed(line: str) -> bool:
-    """Whether lbagent may take the line for one of its own."""
+def is_almost_managed(line: str) -> bool:
+    """Return whether lbagent may regard the line as a managed one."""
     line = line.strip(BLANKS)
     server = line.startswith(("server ", "server\t")) and re.search(r"# lbagent role=[^ \t]+$", line)
     return bool(server) or line.startswith("# lbagent paused ")
 
 
-def operators(content: bytes) -> list[str]:
+def drop_managed_lines(content: bytes) -> list[str]:
     """Return the operator's lines; a missing last line end makes no difference."""
-    lines = [line for line in text(content).split("\n") if not looks_managed(line)]
+    lines = [line for line in decode(content).split("\n") if not is_almost_managed(line)]
     while lines and not lines[-1].strip("\r"):
         lines.pop()
     if lines:
@@ -526,8 +534,8 @@ def operators(content: bytes) -> list[str]:
 
 
 @contextlib.contextmanager
-def lab(folder: Path, seed: int) -> Iterator[Lab]:
-    """A lab in `folder`, without processes, disks that are waited for, and a system log."""
+def make_lab(folder: Path, seed: int) -> Iterator[Lab]:
+    """Yield a lab in `folder` without processes, fsync and system log."""
     made, write = Lab(folder, random.Random(seed)), os.write
 
     def answer(descriptor: int, content: bytes) -> int:
@@ -558,14 +566,14 @@ def lab(folder: Path, seed: int) -> Iterator[Lab]:
 
 
 KINDS_OF_INPUT: dict[str, tuple[int, Callable[[Lab], None]]] = {
-    "events": (60, Lab.one_event),
-    "spool files": (14, Lab.one_spool_file),
-    "state files": (8, Lab.one_state_file),
-    "answers of serf": (6, Lab.one_answer_of_serf),
-    "roles.yml": (6, Lab.one_roles_yml),
-    "haproxy.cfg": (6, Lab.one_haproxy_cfg),
+    "events": (60, Lab.send_event),
+    "spool files": (14, Lab.damage_spool),
+    "state files": (8, Lab.damage_state),
+    "answers of serf": (6, Lab.damage_serf_answer),
+    "roles.yml": (6, Lab.damage_roles),
+    "haproxy.cfg": (6, Lab.damage_config),
 }
-"""Each with its share."""
+"""Each action with its weight."""
 
 PROBE_EVERY = 200
 ANEW_EVERY = 2_000
@@ -574,16 +582,16 @@ ANEW_EVERY = 2_000
 def run(folder: Path, count: int, seed: int) -> Counter[str]:
     """Return counts by effect of `count` inputs. Raises Broken with seed and number of the first forbidden effect."""
     kinds, shares = list(KINDS_OF_INPUT), [share for share, _ in KINDS_OF_INPUT.values()]
-    with lab(folder, seed) as made:
+    with make_lab(folder, seed) as made:
         for number in range(count):
             kind = made.chance.choices(kinds, shares)[0]
             made.counts[f"input: {kind}"] += 1
             try:
                 KINDS_OF_INPUT[kind][1](made)
                 if number % PROBE_EVERY == 0:
-                    made.probe()
+                    made.check_still_works()
                 if number % ANEW_EVERY == ANEW_EVERY - 1:
-                    made.begin_anew()
+                    made.reset()
             except Broken as broken:
                 message = f"seed {seed}, input {number} ({kind}): {broken}"
                 raise Broken(message) from broken

@@ -1,4 +1,4 @@
-"""Keep-alive clients that hide nothing: each request that fails counts, and none is tried again."""
+"""HTTP clients that count each failed request and never retry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 
 Count = collections.Counter[str]
-"""How requests ended: `ok`, a status, or the name of an error."""
+"""Numbers of requests by result: `ok`, a status, or the name of an error."""
 
 
 @contextlib.contextmanager
-def client_load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
-    """So many clients ask `port` without end, until the end of the block; then the count is complete."""
+def run_clients(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
+    """Send requests to `port` from `clients` clients until the end of the block; the count is complete after it."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 
     def ended(how: str, _: str) -> float:
@@ -40,7 +40,7 @@ def client_load(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[C
 def send_request(  # one parameter per property of the request
     port: int,
     going: Callable[[], bool],
-    said: Callable[[str, str], float],
+    report: Callable[[str, str], float],
     *,
     keep: bool = True,
     host: str = "127.0.0.1",
@@ -48,8 +48,8 @@ def send_request(  # one parameter per property of the request
 ) -> None:
     """Send requests to `port` while `going()`, over one connection or (not `keep`) over a new one for each request.
 
-    `said` gets the result and the answering server of each, and returns the seconds to wait before the next. Without an
-    answer within `patience` seconds a request has failed.
+    `report` gets the result and the answering server of each, and returns the seconds to wait before the next. Without
+    an answer within `patience` seconds a request has failed.
     """
     connection: http.client.HTTPConnection | None = None
     while going():
@@ -68,6 +68,6 @@ def send_request(  # one parameter per property of the request
         if gone and connection:
             connection.close()
             connection = None
-        time.sleep(said(how, server))
+        time.sleep(report(how, server))
     if connection:
         connection.close()

@@ -1,4 +1,4 @@
-"""A load balancer on disk, and Serf's side of it: for the tests that go through the real console script."""
+"""The files of a load balancer, and calls of the real console script as Serf makes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERF = Path(__file__).parent.parent / "fixtures" / "serf"
 
 
 class HandlerRun(NamedTuple):
-    """How the console script ended."""
+    """The result of the console script."""
 
     status: int
     out: bytes
@@ -27,7 +27,7 @@ class HandlerRun(NamedTuple):
 
 
 class LoadBalancerFiles(NamedTuple):
-    """A state directory, roles.yml and haproxy.cfg of its own."""
+    """A state directory, roles.yml and haproxy.cfg."""
 
     folder: Path
     script: str
@@ -51,7 +51,7 @@ class LoadBalancerFiles(NamedTuple):
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment Serf's agent has."""
+        """The environment of Serf's agent."""
         return {
             "PATH": self.path,
             "LBAGENT_ROLES": str(self.roles),
@@ -71,12 +71,12 @@ class LoadBalancerFiles(NamedTuple):
         return {name: one.status for name, one in members.items()}
 
     @property
-    def spooled(self) -> list[str]:
+    def spool_files(self) -> list[str]:
         """The names of the files in the spool."""
         return sorted(path.name for path in (self.state / "spool").iterdir()) if (self.state / "spool").exists() else []
 
     def run(self, *words: str, stdin: bytes = b"", **more: str) -> HandlerRun:
-        """The console script."""
+        """Run the console script."""
         done = subprocess.run(  # noqa: PLW1510  # the status is what the tests look at
             [self.script, *words],
             input=stdin,
@@ -88,24 +88,24 @@ class LoadBalancerFiles(NamedTuple):
         return HandlerRun(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))
 
     def handle(self, kind: str, stdin: bytes = b"", **more: str) -> HandlerRun:
-        """The handler, as Serf calls it."""
+        """Run the handler as Serf does."""
         return self.run("handle", stdin=stdin, SERF_EVENT=kind, SERF_SELF_NAME="lb01", **more)
 
     def join(self, *nodes: str, role: str = "web") -> HandlerRun:
-        """A join of `NAME ADDRESS`."""
+        """Handle a member-join of nodes, each `NAME ADDRESS`."""
         lines = ("\t".join([*node.split(), role, f"role={role}"]) + "\n" for node in nodes)
         return self.handle("member-join", "".join(lines).encode())
 
-    def user(self, name: str, payload: str, ltime: int) -> HandlerRun:
-        """A user event."""
+    def send_event(self, name: str, payload: str, ltime: int) -> HandlerRun:
+        """Handle a user event."""
         return self.handle("user", payload.encode(), SERF_USER_EVENT=name, SERF_USER_LTIME=str(ltime))
 
-    def query(self, name: str, payload: str = "", ltime: int = 1) -> HandlerRun:
-        """A query."""
+    def send_query(self, name: str, payload: str = "", ltime: int = 1) -> HandlerRun:
+        """Handle a query."""
         return self.handle("query", payload.encode(), SERF_QUERY_NAME=name, SERF_QUERY_LTIME=str(ltime))
 
-    def spool(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
-        """Put an event into the spool, as a handler does that finds the lock busy."""
+    def store_event(self, environ: Mapping[str, str], stdin: bytes, identity: str) -> None:
+        """Store an event in the spool, as a handler that finds the lock busy."""
         raw = read_handler_event(
             {key.encode(): value.encode() for key, value in environ.items()}, stdin, 1_700_000_000_000, identity
         )
@@ -130,5 +130,5 @@ def build_files(
 
 
 def captured_event(case: str) -> tuple[dict[str, str], bytes]:
-    """Environment and stdin of an event that a real Serf agent handed over."""
+    """Return environment and stdin of an event captured from a real Serf agent."""
     return json.loads((SERF / case / "env.json").read_text()), (SERF / case / "stdin.bin").read_bytes()

@@ -1,4 +1,4 @@
-"""The commands of a page of the documentation, and whether machines can be made that run them."""
+"""Reads the commands of a documentation page, and detects whether test machines for them can be created."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ mount -t tmpfs try /run
 mkdir /run/upper /run/work
 mount -t overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work try /etc
 """
-"""What a machine of `scenarios` needs of the kernel."""
+"""The kernel features that a machine of `scenarios` needs."""
 
 
 def can_make_machines() -> bool:
-    """Whether this user may make namespaces, and the programs are here."""
+    """Return whether this user can create namespaces and all programs are installed."""
     programs = ("haproxy", "serf", "unshare", "nsenter", "setpriv", "ip")
     if os.geteuid() != 0 or not all(shutil.which(program, path=PATH) for program in programs):
         return False
@@ -32,7 +32,7 @@ def can_make_machines() -> bool:
 
 
 def list_commands(page: str) -> list[tuple[str, str]]:
-    """The commands in the console blocks of a text, in order, each with the host of its prompt."""
+    """Return the commands in the console blocks of a text, in order, each with the host of its prompt."""
     blocks = re.findall(r"^( *)```console\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)
     text = "".join(textwrap.dedent(block) for _, block in blocks)
     return re.findall(r"^(\w+)[#$] (.*)$", text, re.MULTILINE)

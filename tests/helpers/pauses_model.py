@@ -1,4 +1,4 @@
-"""A reference model of pauses, and random histories of a cluster that the model and lbagent live through side by side.
+"""A reference model of pauses, and random histories of a cluster that the model and lbagent both process.
 
 The model keeps every arrival of every command and decides by looking at all of them. It has no joins and no state to be
 kept small, so it is easy to see that it is right; and it is written without a look at how lbagent does it.
@@ -61,7 +61,7 @@ class Model:
     met: bool = False
     """Whether it has asked every other load balancer."""
 
-    def hears(self, clock: str, ltime: int, digest: str, verb: str, node: str, until: float) -> None:
+    def receive_command(self, clock: str, ltime: int, digest: str, verb: str, node: str, until: float) -> None:
         names = [node]
         if verb == "resume" and node in self.addresses:
             here = self.addresses[node]
@@ -91,7 +91,7 @@ class Model:
             self.arrivals |= {new}
         self._resume_hosts()
 
-    def joins(self, node: str, address: str) -> None:
+    def join(self, node: str, address: str) -> None:
         self.addresses[node] = address
         self.elsewhere = frozenset(one for one in self.elsewhere if one[0] != node)
         self.present.add(node)
@@ -100,10 +100,10 @@ class Model:
         )
         self._resume_hosts()
 
-    def leaves(self, node: str) -> None:
+    def leave(self, node: str) -> None:
         self.present.discard(node)
 
-    def learns(self, other: Model) -> None:
+    def merge(self, other: Model) -> None:
         both, known = self.arrivals | other.arrivals, self.known()
         where: dict[tuple[object, ...], str] = {}
         for one in both:
@@ -112,7 +112,7 @@ class Model:
         told = {one.node for one in other.arrivals} | other.base
         for node in told - self.present:
             if node not in known:
-                self.addresses.pop(node, None)  # its address before any command does not count
+                self.addresses.pop(node, None)  # an address from before the first command does not count
             if node not in self.addresses and (found := other.at(node)):
                 self.addresses[node] = min(found)
         self.arrivals = frozenset(
@@ -121,7 +121,7 @@ class Model:
         )
         self.elsewhere |= {(node, address) for node in told - self.present for address in other.at(node)}
         if other.met and not other.base:
-            self.base = frozenset()  # it knows better than comments do
+            self.base = frozenset()  # reports replace the comments of haproxy.cfg
         elif not self.met or self.base:
             self.base |= {node for node in other.base if not any(one.node == node for one in other.arrivals)}
         self._resume_hosts()
@@ -133,7 +133,7 @@ class Model:
         last = {self.addresses[node]} if node in self.addresses else set()
         return last if node in self.present else last | {address for name, address in self.elsewhere if name == node}
 
-    def out(self, now: int) -> set[str]:
+    def list_paused(self, now: int) -> set[str]:
         """The nodes that are present and out of balancing."""
         hosts = {address for node in self.known() if self._paused(node, now) for address in self.at(node)}
         return {node for node in self.present if self.addresses[node] in hosts}
@@ -146,7 +146,7 @@ class Model:
         return [one for one in mine if one.ltime == max(two.ltime for two in mine)]
 
     def _resume_hosts(self) -> None:
-        """A resume is one for other names, too, whose last pause was heard at the same address, and is older."""
+        """Apply a resume to other names at the same address whose last pause is older."""
         new = set()
         for clock in {one.clock for one in self.arrivals}:
             last = {node: self._last(node, clock) for node in {one.node for one in self.arrivals}}
@@ -189,7 +189,7 @@ class Model:
 
 
 Sent = tuple[RawEvent, tuple[str, float | None, int | None]]
-"""An event, and of a command, for the model: its node, the moment it names as its end, and the seconds it names."""
+"""An event; for a command also its node, its `until=` and the seconds of its `for=`, for the model."""
 
 
 @dataclass
@@ -211,8 +211,8 @@ class Balancer:
     """LTimes of user events, and when they arrived."""
     typed: int = 0
 
-    def folds(self, batch: list[RawEvent | Sent], now: int) -> None:
-        """Take a batch of events, as lbagent and as the model."""
+    def apply_batch(self, batch: list[RawEvent | Sent], now: int) -> None:
+        """Apply a batch of events to lbagent's membership and to the model."""
         raws = []
         for number, one in enumerate(batch):
             raw = one[0] if isinstance(one[0], RawEvent) else one
@@ -224,15 +224,15 @@ class Balancer:
             else:
                 self._model_members(raw)
         self.membership = apply_events(self.membership, [(raw, parse_event(raw)) for raw in raws], {}).membership
-        self.applies(now)
+        self.apply_plan(now)
 
     def _model_members(self, raw: RawEvent) -> None:
         for line in raw.payload.decode().splitlines():
             node, address, *_ = line.split("\t")
             if raw.kind in ("member-join", "member-update", "member-failed"):
-                self.model.joins(node, address)
+                self.model.join(node, address)
             else:
-                self.model.leaves(node)
+                self.model.leave(node)
 
     def _model_command(self, raw: RawEvent, meant: tuple[str, float | None, int | None], now: int) -> None:
         node, until, lasting = meant
@@ -248,16 +248,16 @@ class Balancer:
             self.typed += 1
             clock, ltime = f"typed {self.name}", self.typed
         digest = f"{raw.name} {raw.payload!r}"
-        self.model.hears(clock, ltime, digest, raw.name, node, float("inf") if until is None else until)
+        self.model.receive_command(clock, ltime, digest, raw.name, node, float("inf") if until is None else until)
 
-    def applies(self, now: int, *, force: bool = False) -> None:
-        """Have haproxy.cfg follow."""
+    def apply_plan(self, now: int, *, force: bool = False) -> None:
+        """Write the plan to haproxy.cfg."""
         self.membership = updates.drop_expired(self.membership, now)
         document = Document([("haproxy.cfg", self.text)])
         (self.text,) = make_plan(document, ROLES, self.membership, PlanOptions(force=force)).after
 
-    def loses_all(self, now: int) -> None:
-        """Lose members.json: what remains is haproxy.cfg."""
+    def lose_members_file(self, now: int) -> None:
+        """Delete members.json: membership is rebuilt from haproxy.cfg."""
         self.membership = rebuild_membership(Document([("haproxy.cfg", self.text)]), ROLES, now)
         self.heard_at, self.typed = [], self.typed
         words = [line.split() for line in self.text.splitlines() if "# lbagent " in line]
@@ -267,11 +267,11 @@ class Balancer:
             frozenset(), {**servers, **comments}, {*servers, *comments}, frozenset(), frozenset(comments)
         )
 
-    def out(self) -> set[str]:
+    def list_paused(self) -> set[str]:
         """The nodes that are present and out of balancing."""
         return {name for name in model.find_paused(self.membership) if self.membership.members[name].present}
 
-    def learns(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
+    def merge(self, other: Balancer, clocks: dict[str, int], now: int) -> None:
         """Merge all reports of another load balancer."""
         after = ""
         while True:
@@ -286,7 +286,7 @@ class Balancer:
             after = page.reports[-1].name
         if page.is_complete:
             self.membership = pause_reports.drop_rebuilt_pauses(self.membership)
-        self.model.learns(other.model)
+        self.model.merge(other.model)
 
 
 # --- a history ----------------------------------------------------------------------------------------------------
@@ -317,16 +317,16 @@ class Verdict:
     revivals: list[str] = field(default_factory=list)
 
     @property
-    def fine(self) -> bool:
-        """Whether nothing was."""
+    def agrees(self) -> bool:
+        """Whether there are no disagreements."""
         return not (self.disagreements or self.revivals)
 
 
 class History:
-    """One random history, and what came of it."""
+    """One random history and its result."""
 
     def __init__(self, seed: int, profile: Profile) -> None:
-        """Nothing has happened yet."""
+        """Start with an empty cluster."""
         self.dice, self.profile = random.Random(seed), profile
         self.now = BEGIN
         self.clocks = {"user": 0, "query": 0}
@@ -338,7 +338,7 @@ class History:
         self.log: list[str] = []
 
     def run(self, steps: int) -> Verdict:
-        """Live through so many steps and one sync."""
+        """Run `steps` random steps and one sync."""
         moves = [self._command] * 5 + [self._deliver] * 5 + [self._join] * 3 + [self._leave]
         moves += [self._fail] * self.profile.fails + [self._restart] * self.profile.restarts
         for _ in range(steps):
@@ -367,7 +367,7 @@ class History:
             if up:
                 lb = self.dice.choice(up)
                 self.log[-1] += f" at {lb.name}"
-                lb.folds([(RawEvent("", 0, "typed", verb, None, "", payload.encode()), meant)], self.now)
+                lb.apply_batch([(RawEvent("", 0, "typed", verb, None, "", payload.encode()), meant)], self.now)
             return
         if self.clocks[clock] == 0 or self.dice.random() > 0.1:
             self.clocks[clock] += 1
@@ -402,10 +402,10 @@ class History:
             batch.insert(place + number, command)
         self.log.append(f"{self.now - BEGIN}: {lb.name} takes {[_words(one) for one in batch]}")
         if batch and self.dice.random() < 0.5:
-            lb.folds(batch, self.now)
+            lb.apply_batch(batch, self.now)
         else:
             for one in batch:
-                lb.folds([one], self.now)
+                lb.apply_batch([one], self.now)
 
     def _tell(self, kind: str, node: str) -> None:
         self.log.append(f"{self.now - BEGIN}: {kind} {node} {self.cluster[node][0]}")
@@ -455,21 +455,21 @@ class History:
             replays = [] if self.dice.random() < 0.5 else list(self.sent)
         lb.up, lb.missed = True, []
         if lost:
-            lb.loses_all(self.now)
+            lb.lose_members_file(self.now)
         if asks:
             self._exchange(lb)
         if self.profile.late and self.dice.random() < 0.3:
             self.dice.shuffle(replays)
         for one in replays:
-            lb.folds([one], self.now)
+            lb.apply_batch([one], self.now)
         alive = [(node, address) for node, (address, status) in self.cluster.items() if status == "alive"]
         if alive:
-            lb.folds([_members("member-join", alive)], self.now)
+            lb.apply_batch([_members("member-join", alive)], self.now)
 
     def _exchange(self, lb: Balancer) -> None:
         for other in self.dice.sample(self.lbs, len(self.lbs)):
             if other is not lb and other.up:
-                lb.learns(other, self._serf_clocks(), self.now)
+                lb.merge(other, self._serf_clocks(), self.now)
         lb.membership = lb.membership._replace(peers_asked_at=self.now)
         lb.model.met = True
 
@@ -501,21 +501,21 @@ class History:
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
             lb.membership = sync.merge_member_list(lb.membership, listing, lb.name, self.now, force=True).membership
             for node in lb.model.present - set(self.cluster):
-                lb.model.leaves(node)
+                lb.model.leave(node)
             for node, (address, _) in self.cluster.items():
-                lb.model.joins(node, address)
+                lb.model.join(node, address)
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
             self._exchange(lb)
 
     def _compare(self, verdict: Verdict) -> None:
         for lb in self.lbs:
-            lb.applies(self.now, force=True)
+            lb.apply_plan(self.now, force=True)
         arrivals = frozenset(one for lb in self.lbs for one in lb.model.arrivals)
         for lb in self.lbs:
-            expected = lb.model.out(self.now)
-            if lb.out() != expected:
-                verdict.disagreements.append(f"{lb.name}: out {sorted(lb.out())}, model {sorted(expected)}")
-            revived = [node for node in lb.out() if self._over(node, arrivals)]
+            expected = lb.model.list_paused(self.now)
+            if lb.list_paused() != expected:
+                verdict.disagreements.append(f"{lb.name}: out {sorted(lb.list_paused())}, model {sorted(expected)}")
+            revived = [node for node in lb.list_paused() if self._over(node, arrivals)]
             if revived:
                 verdict.revivals.append(f"{lb.name}: {sorted(revived)} out, though nothing asks for it")
         texts = {lb.text for lb in self.lbs}
@@ -523,12 +523,12 @@ class History:
             verdict.disagreements.append(f"haproxy.cfg differs: {sorted(texts)}")
         for lb in self.lbs:
             before = lb.text
-            lb.applies(self.now, force=True)
+            lb.apply_plan(self.now, force=True)
             if lb.text != before:
                 verdict.disagreements.append(f"{lb.name}: haproxy.cfg changes again: {before!r} {lb.text!r}")
 
     def _over(self, node: str, arrivals: frozenset[Arrival]) -> bool:
-        """Whether no last command of any clock asks for a pause, for any name that ever was at the node's address."""
+        """Return whether no last command of any clock is a pause of a name that was ever at the node's address."""
         if any(lb.model.base for lb in self.lbs):
             return False
         address = self.cluster[node][0]

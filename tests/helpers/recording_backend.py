@@ -1,4 +1,4 @@
-"""A backend that notes, for each address it is connected at, what a connection looks like on the wire.
+"""A backend that records, for each of its addresses, the contents of connections.
 
 PROXY header, TLS hello, first request or bytes; the source address; which requests shared a connection. It speaks TLS
 to clients that do, and answers HTTP/1 with 200, below `/error` with 500.
@@ -27,10 +27,10 @@ _SPEAKS_FIRST = 6.0
 
 
 class Recorder:
-    """Listens on every loopback address at one port."""
+    """Listens on one port of every loopback address."""
 
     def __init__(self, port: int) -> None:
-        """Nothing listens before the `with`."""
+        """Nothing is started before the `with`."""
         self._port = port
         self._lock = threading.Lock()
         self.checks: dict[str, set[str]] = defaultdict(set)
@@ -64,10 +64,10 @@ class Recorder:
             connection.settimeout(_PATIENCE)
             address = connection.getsockname()[0]
             proxy = _proxy_header(connection)
-            seen = [f"from {_normal(source)}", proxy]
+            seen = [f"from {_normalize_address(source)}", proxy]
             if _peek(connection, 1) == b"\x16":
                 hello = _peek(connection, 5)
-                seen.append(_hello(_peek(connection, 5 + int.from_bytes(hello[3:5], "big"))))
+                seen.append(_parse_client_hello(_peek(connection, 5 + int.from_bytes(hello[3:5], "big"))))
                 try:
                     with self._tls.wrap_socket(connection, server_side=True) as secure:
                         self._answer(secure, address, seen)
@@ -91,7 +91,7 @@ class Recorder:
             return
         connection.settimeout(_PATIENCE)
         if b" /traffic" not in data and b" /error" not in data:
-            self._note(self.checks, address, [*seen, _plain(data, address, self._port)])
+            self._note(self.checks, address, [*seen, _mask_address(data, address, self._port)])
             connection.sendall(_response(200))
             return
         self._note(self.traffic, address, seen)
@@ -104,7 +104,7 @@ class Recorder:
             data = connection.recv(65536)
 
     def connections(self, address: str) -> list[int]:
-        """The numbers of clients' requests on each connection to this address since the last call."""
+        """Return the numbers of requests on each connection to this address since the last call."""
         with self._lock:
             return [number for [number] in self._connections.pop(address, ())]
 
@@ -123,17 +123,17 @@ def _response(status: int) -> bytes:
     return f"HTTP/1.1 {status} Said\r\nContent-Length: 2\r\n\r\nok".encode()
 
 
-def _plain(data: bytes, address: str, port: int) -> str:
+def _mask_address(data: bytes, address: str, port: int) -> str:
     text = data.decode("latin1").replace(address, "ADDRESS").replace(str(port), "PORT")
-    return re.sub("(?i)(x-haproxy-server-state:).*", r"\1", text)  # how long it has been up, and the like
+    return re.sub("(?i)(x-haproxy-server-state:).*", r"\1", text)  # contains times and counters
 
 
-def _normal(address: str) -> str:
+def _normalize_address(address: str) -> str:
     return "loopback" if address.startswith("127.") and not address.startswith("127.9.") else address
 
 
 def _peek(connection: socket.socket, size: int) -> bytes:
-    """So many bytes without taking them; fewer where the client sends no more."""
+    """Return up to `size` bytes without consuming them."""
     connection.settimeout(_SPEAKS_FIRST)
     found = b""
     with contextlib.suppress(TimeoutError):
@@ -142,7 +142,7 @@ def _peek(connection: socket.socket, size: int) -> bytes:
             if len(found) >= size or not found:
                 break
             if len(found) == len(before):
-                time.sleep(0.002)  # the rest may be on its way
+                time.sleep(0.002)  # the rest may still arrive
     connection.settimeout(_PATIENCE)
     return found
 
@@ -167,7 +167,7 @@ def _proxy_header(connection: socket.socket) -> str:
     return "no PROXY header"
 
 
-def _hello(record: bytes) -> str:
+def _parse_client_hello(record: bytes) -> str:
     """Return the contents of a TLS hello: versions, ciphers, extensions, server name, protocols."""
     at = 9 + 2 + 32
     at += 1 + record[at]
@@ -184,7 +184,7 @@ def _hello(record: bytes) -> str:
         # Session tickets, key shares, padding and pre-shared keys differ from connection to connection.
         if kind not in (21, 35, 41, 42, 45, 51):
             found.append(f"{kind}={body.hex()}")
-        elif kind == 35:  # whether it offers tickets at all
+        elif kind == 35:  # only the presence of tickets is compared
             found.append("tickets")
         at += 4 + size
     return f"TLS ciphers {ciphers} {' '.join(found)}"

@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 ENOUGH = 4
-"""With so many other combinations of parameters, each runs on one version: together they run on all."""
+"""From this number of combinations on, each runs with one version, and together they run with all versions."""
 
 
 def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequence[str]) -> set[int]:
-    """The positions in `cases` of a module that make a slice; a case is (test, its other parameters, HAProxy version).
+    """Return the positions of the slice in `cases` of a module; a case is (test, other parameters, HAProxy version).
 
-    Each test, with each combination of its other parameters, runs on one version or two: where it is two, on one of
-    the older half and one of the newer half of `versions`. The versions rotate, so that all have their share.
+    Each test, with each combination of its other parameters, runs with one version or two: if two, with one of
+    the older half and one of the newer half of `versions`. The versions rotate, so that all are used.
     """
     combinations: dict[Hashable, dict[Hashable, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
     for position, (test, others, version) in enumerate(cases):
@@ -34,7 +34,7 @@ def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequ
 
 
 def _rotate(versions: Sequence[str], turn: int) -> list[str]:
-    """`versions` with those first whose turn it is: one of each half, every version equally often."""
+    """Return `versions` rotated: one of each half first, every version equally often."""
     first = turn % len(versions)
     half = len(versions) // 2
     second = first + half if first < half else len(versions) - 1 - first

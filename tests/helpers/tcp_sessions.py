@@ -48,8 +48,8 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def echo_servers(addresses: list[str], port: int) -> Iterator[None]:
-    """One on each address, until the end of the block."""
+def run_echo_servers(addresses: list[str], port: int) -> Iterator[None]:
+    """Run an echo server on each address until the end of the block."""
     with contextlib.ExitStack() as stack:
         for address in addresses:
             one = stack.enter_context(_Server((address, port), _Echo))
@@ -59,16 +59,16 @@ def echo_servers(addresses: list[str], port: int) -> Iterator[None]:
 
 
 class Session:
-    """One connection, which is open until it is closed here."""
+    """One connection, open until `close`."""
 
     def __init__(self, port: int) -> None:
-        """Connect, and learn which server has it."""
+        """Connect, and read the name of the server."""
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
         self._file = self._socket.makefile("rwb", 0)
         self.server = self._file.readline().decode().strip()
 
-    def lives(self) -> bool:
-        """Whether the server still echoes, over the same connection."""
+    def is_alive(self) -> bool:
+        """Return whether the server still answers over this connection."""
         try:
             self._file.write(b"query\n")
             return self._file.readline() == b"query\n"
@@ -76,13 +76,13 @@ class Session:
             return False
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._file.close()
         self._socket.close()
 
 
 @contextlib.contextmanager
 def open_sessions(port: int, number: int) -> Iterator[list[Session]]:
-    """So many sessions, which are closed at the end of the block."""
+    """Open `number` sessions, which are closed at the end of the block."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(contextlib.closing(Session(port))) for _ in range(number)]

@@ -1,4 +1,4 @@
-"""A program on a pseudo-terminal: what a person would see, and what they type."""
+"""Runs a program on a pseudo-terminal: reads its screen and types keys."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Terminal:
     """One program with a terminal as stdin, stdout and stderr."""
 
     def __init__(self, argv: Sequence[str | Path], env: Mapping[str, str], columns: int = 80, lines: int = 40) -> None:
-        """The program runs at once."""
+        """Start the program."""
         self._ours, theirs = pty.openpty()
         self._size = columns, lines
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self._said = b""
         environ = {**env, "TERM": "xterm", "NO_COLOR": "1"}
         try:
-            # The terminal is the program's own, so that Ctrl-C typed there reaches it as a signal.
+            # It is the program's controlling terminal, so that Ctrl-C sends a signal.
             words = ["setsid", "--ctty", *argv]
             self._process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
         finally:
@@ -39,33 +39,33 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Its output so far, with plain line ends and without colours."""
+        """The output so far, with plain line ends and without colours."""
         self._read(0)
         return re.sub(r"\x1b\[[0-9;]*m", "", self._said.decode("utf-8", "replace").replace("\r\n", "\n"))
 
     @property
     def raw(self) -> str:
-        """Its output so far, with everything that moves the cursor."""
+        """The output so far, with all control sequences."""
         self._read(0)
         return self._said.decode("utf-8", "replace")
 
     @property
     def screen(self) -> list[str]:
-        """The lines on the screen now, without the empty ones at its end: what was overwritten is not there."""
+        """The lines on the screen now, without empty ones at the end and without overwritten text."""
         self._read(0)
         screen = pyte.Screen(*self._size)
         pyte.ByteStream(screen).feed(self._said)
         return "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
 
     def wait_for_screen(self, *lines: str) -> None:
-        """Wait until these are the lines on the screen; where one ends with `…`, only its beginning counts."""
+        """Wait until the screen has exactly these lines; where a line ends with `…`, only its beginning is compared."""
         deadline = time.monotonic() + PATIENCE
         while not _matches(self.screen, lines):
             assert time.monotonic() < deadline, self.screen
             self._read(0.1)
 
     def wait_for(self, words: str) -> str:
-        """Return its output once it contains `words`."""
+        """Wait until the output contains `words`; returns the output."""
         deadline = time.monotonic() + PATIENCE
         while words not in self.text:
             assert time.monotonic() < deadline, self.text
@@ -76,8 +76,8 @@ class Terminal:
         """Type these keys."""
         os.write(self._ours, keys.encode())
 
-    def end(self) -> tuple[int, str]:
-        """Wait until it has ended; its exit status, and all that it printed."""
+    def wait_for_end(self) -> tuple[int, str]:
+        """Wait until the program has ended; returns its exit status and complete output."""
         deadline = time.monotonic() + PATIENCE
         while self._process.poll() is None:
             assert time.monotonic() < deadline, self.text

@@ -1,4 +1,4 @@
-"""A load balancer whose Serf agent has no rights: `handle` as one user, `watch` as another, as the units have it."""
+"""A load balancer with an unprivileged Serf agent: `handle` runs as Serf's user, `watch` as root, as in the units."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.helpers.real_programs import LBAGENT, LoadBalancer
 
 HERE = Path(__file__).resolve().parent.parent.parent
 SERF, GROUP = 61_001, 61_002
-"""Serf's user, and the group of the state directory: numbers that no host gives to its own."""
+"""The ids of Serf's user and of the group of the state directory, which no host uses."""
 
 AS_SERF = ("setpriv", f"--reuid={SERF}", f"--regid={SERF}", f"--groups={GROUP}", "--")
-"""Before a command: it runs as Serf's user, as serf.service.d/lbagent.conf has it."""
+"""The prefix of a command that runs it as Serf's user, as in serf.service.d/lbagent.conf."""
 
 
-def laid_out(state: Path, group: int = GROUP) -> None:
-    """The state directory as tmpfiles.d makes it."""
+def create_state_directory(state: Path, group: int = GROUP) -> None:
+    """Create the state directory as tmpfiles.d does."""
     for line in (HERE / "systemd" / "lbagent.tmpfiles").read_text().splitlines():
         kind, path, mode, user, owner, *_ = [*line.split(), "", "", "", "", ""]
         here = state / Path(path or "/").relative_to("/var/lib/lbagent") if kind == "d" else state
@@ -32,13 +32,13 @@ def laid_out(state: Path, group: int = GROUP) -> None:
             here.chmod(int(mode, 8))
 
 
-class Split(LoadBalancer):
-    """Such a load balancer; `handle` and commands on request run as Serf's user, all other verbs as root."""
+class TwoUserLoadBalancer(LoadBalancer):
+    """A load balancer that runs `handle` as Serf's user and all other commands as root."""
 
     def __enter__(self) -> Self:
         self.folder.chmod(0o755)
-        laid_out(self.state)
-        # The checkout and its environment may lie where only root reads.
+        create_state_directory(self.state)
+        # The checkout may be in a folder that only root can read.
         shutil.copytree(
             HERE / "lbagent", self.folder / "site" / "lbagent", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -57,8 +57,8 @@ class Split(LoadBalancer):
         environ = {**self.env, **(env or {})}
         return subprocess.run(command, input=stdin, env=environ, capture_output=True, timeout=120, check=False)
 
-    def as_serf(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a script of Python as Serf's user, in the spool."""
+    def run_as_serf(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python script as Serf's user in the spool."""
         python = os.path.realpath(sys.executable)
         command = [*AS_SERF, python, "-IBc", script, *words]
         return subprocess.run(
@@ -67,8 +67,8 @@ class Split(LoadBalancer):
 
 
 @contextlib.contextmanager
-def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The process hangs."""
+def suspend(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Suspend the process until the end of the block."""
     import signal  # noqa: PLC0415
 
     process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""`lbagent web`, run on loopback for a test, and a substitute for the daemon whose status it shows."""
+"""Runs `lbagent web` on loopback, and a substitute for the daemon whose status it shows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ USER, PASSWORD = "alice", "correct horse"
 
 
 def server(proxy: str = "lb-iis", **more: object) -> dict[str, Any]:
-    """A line of a node, as `status --json` has it."""
+    """Return a server of a node as in `status --json`."""
     found = {"proxy": proxy, "server": "web01", "address": "10.0.0.1:80", "line": "managed", "state": "UP"}
     return {**found, "sessions": 3, **more}
 
 
 def node(name: str, address: str = "10.0.0.1", **more: object) -> dict[str, Any]:
-    """A node that is in."""
+    """Return a node whose servers are in balancing."""
     found: dict[str, Any] = {"name": name, "address": address, "role": "web", "status": "alive", "state": "in"}
     found |= {"since": int(time.time()) - 600, "why": "", "pause": None, "paused_by_tag": False, "quarantine": None}
     found |= {"tags": {}, "change": {"added": [], "removed": []}}
@@ -40,7 +40,7 @@ def node(name: str, address: str = "10.0.0.1", **more: object) -> dict[str, Any]
 
 
 def status(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
-    """The status of a load balancer where nothing is wrong."""
+    """Return the status of a load balancer without problems."""
     now = int(time.time())
     served = {"digest": "00ff", "worker": 4711, "alive": True, "failure": None}
     found: dict[str, Any] = {"version": 1, "at": now, "digest": "00ff", "confirmed": True, "served": served}
@@ -52,23 +52,23 @@ def status(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
 
 
 def document(*nodes: dict[str, Any], **more: object) -> dict[str, Any]:
-    """What a daemon publishes that has these nodes."""
+    """Return the document that a daemon with these nodes publishes."""
     found: dict[str, Any] = {"version": 1, "name": "lb01", "at": time.time(), "heartbeat": time.time(), "busy": False}
     found |= {"status": status(*nodes), "error": None, "history": [], "metrics": "lbagent_daemon_running 1\n"}
     return {**found, **more}
 
 
 def entry(why: str, **more: object) -> dict[str, Any]:
-    """A change in the history."""
+    """Return a change in the history."""
     found = {"at": int(time.time()), "why": why, "outcome": "applied", "words": "1 line added", "reloaded": False}
     return {**found, "ms": 35, "added": [], "removed": [], "added_count": 0, "removed_count": 0, **more}
 
 
 class Publisher:
-    """A daemon's status socket that sends whatever the test wants."""
+    """A daemon's status socket with the content of the test."""
 
     def __init__(self, content: Mapping[str, Any] | bytes) -> None:
-        """Nothing listens before the `with`."""
+        """Nothing is started before the `with`."""
         self.content = content
         self.asked = 0
         self._folder = tempfile.TemporaryDirectory(prefix="web-")
@@ -84,7 +84,7 @@ class Publisher:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Listen."""
+        """Start to listen."""
         path = self.folder / "status.sock"
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -93,7 +93,7 @@ class Publisher:
         threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
-        """End as a process that is killed: the socket stays, and refuses."""
+        """Stop like a killed process: the socket file stays and refuses connections."""
         if self._listener:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
@@ -130,7 +130,7 @@ class Answer(NamedTuple):
 
 
 class WebPage:
-    """The process, and a client with a cookie jar."""
+    """The process of the page, and a client that keeps its cookie."""
 
     def __init__(self, folder: Path, *words: str, users: bool = False, env: Mapping[str, str] | None = None) -> None:
         """`folder` has the status socket; `words` are options."""
@@ -181,24 +181,24 @@ class WebPage:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the page."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def origin(self) -> dict[str, str]:
-        """What a browser adds to a form of this page."""
+        """The headers that a browser adds to a form of this page."""
         return {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
 
     def get(self, path: str, **headers: str) -> Answer:
-        """GET; the names of headers are written with `_`."""
-        return self.ask("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
+        """Send a GET; names of headers are written with `_`."""
+        return self.send("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def post(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Answer:
-        """POST as a form of this page is sent; `headers` take the place of what a browser adds."""
-        return self.ask("POST", path, urlencode(fields), self.origin if headers is None else headers)
+        """Send a POST like a form of this page; `headers` replace those of a browser."""
+        return self.send("POST", path, urlencode(fields), self.origin if headers is None else headers)
 
-    def ask(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Answer:
-        """One request on a connection of its own; the cookie is kept as a browser keeps it."""
+    def send(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Answer:
+        """Send one request over a new connection; the cookie is kept as by a browser."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         given = {"Content-Type": "application/x-www-form-urlencoded"} if body is not None else {}
         given |= {"Cookie": self.cookie} if self.cookie else {}
@@ -218,8 +218,8 @@ class WebPage:
         return self.post("/login", {"user": user, "password": password, **fields})
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Iterator[str]]:
-        """The data of the events of /events, as they arrive."""
+    def listen(self) -> Iterator[Iterator[str]]:
+        """Yield an iterator over the data of the events of /events."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/events", headers={"Cookie": self.cookie} if self.cookie else {})
@@ -232,7 +232,7 @@ class WebPage:
 
     @property
     def memory(self) -> float:
-        """Resident MiB."""
+        """The resident memory in MiB."""
         assert self.process
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert found
@@ -247,7 +247,7 @@ class WebPage:
 
 
 def run_web(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`lbagent web` with options that it refuses, to its end."""
+    """Run `lbagent web` with invalid options to its end."""
     environ = {**clean_environment(), "LBAGENT_RUNTIME_DIR": str(folder), "PATH": os.environ["PATH"]}
     argv = [str(LBAGENT), "web", *words]
     return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30, check=False)

@@ -55,4 +55,4 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_histories_that_once_failed_pass(name: str) -> None:
     for seed in range(HISTORIES):
-        assert History(seed, FOUND[name]).run(12).fine, seed
+        assert History(seed, FOUND[name]).run(12).agrees, seed

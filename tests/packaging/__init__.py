@@ -1,1 +1,1 @@
-"""Tests of packaging."""
+"""Tests of the packages and units."""

@@ -28,19 +28,19 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def list_wheel(dist: Path) -> set[str]:
-    """The paths in the wheel."""
+    """Return the paths in the wheel."""
     with zipfile.ZipFile(dist / f"lbagent-{VERSION}-py3-none-any.whl") as wheel:
         return set(wheel.namelist())
 
 
 def list_sdist(dist: Path) -> set[str]:
-    """The paths in the sdist, below its top folder."""
+    """Return the paths in the sdist, below its top folder."""
     with tarfile.open(dist / f"lbagent-{VERSION}.tar.gz") as sdist:
         return {name.partition("/")[2] for name in sdist.getnames()}
 
 
 def read_metadata(dist: Path) -> Message:
-    """The metadata of the wheel."""
+    """Return the metadata of the wheel."""
     with zipfile.ZipFile(dist / f"lbagent-{VERSION}-py3-none-any.whl") as wheel:
         return Parser().parsestr(wheel.read(f"lbagent-{VERSION}.dist-info/METADATA").decode())
 

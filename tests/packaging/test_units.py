@@ -1,4 +1,4 @@
-"""systemd/: what systemd itself says of the units, and whether an install puts everything where it belongs."""
+"""systemd accepts the units, lbagent-serf-setup writes complete settings, and an install has all files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbagent.daemon import status_socket
 from lbagent.serf import agent as serf_agent
 from lbagent.settings import DEFAULT_RUNTIME_DIR
 from tests.helpers.real_programs import LBAGENT
-from tests.helpers.two_users import laid_out
+from tests.helpers.two_users import create_state_directory
 
 HERE = Path(__file__).resolve().parent.parent.parent
 SYSTEMD = HERE / "systemd"
@@ -36,10 +36,10 @@ RestartSec=10
 [Install]
 WantedBy=multi-user.target
 """
-"""Debian's own, whose drop-in is ours."""
+"""The unit of Debian, for which systemd/ has a drop-in."""
 
 MOST = {"lbagent.service": 3.0, "serf.service": 3.0, "lbagent-web.service": 2.0}
-"""Of ten, which a unit that may do everything has."""
+"""The highest exposure of each unit; 10 is a unit without restrictions."""
 
 UNITS = list(MOST)
 
@@ -48,7 +48,7 @@ analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units with the programs of this checkout in them."""
+    """The units, with the programs of this checkout."""
     text = (SYSTEMD / "lbagent.service").read_text()
     (tmp_path / "lbagent.service").write_text(text.replace("/usr/bin/lbagent", str(LBAGENT)))
     (tmp_path / "serf.service").write_text(DEBIAN_SERF.format(serf=shutil.which("serf") or "/bin/true"))
@@ -61,7 +61,7 @@ def units(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_systemd_analyze(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{units}:", "LC_ALL": "C.UTF-8"}
     return subprocess.run(
         ["systemd-analyze", "--no-pager", *words], env=environ, capture_output=True, text=True, timeout=60, check=False
@@ -70,17 +70,19 @@ def analyzed(units: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_has_nothing_against_a_unit(units: Path, unit: str) -> None:
-    done = analyzed(units, "verify", "--man=no", str(units / unit))
+def test_systemd_accepts_each_unit(units: Path, unit: str) -> None:
+    done = run_systemd_analyze(units, "verify", "--man=no", str(units / unit))
 
-    said = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
-    assert (done.returncode, said) == (0, [])
+    message = [line for line in done.stderr.splitlines() if str(units) in line or "lbagent" in line or "serf" in line]
+    assert (done.returncode, message) == (0, [])
 
 
 @analyze
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_is_exposed_by_no_more_than_it_needs(units: Path, unit: str) -> None:
-    done = analyzed(units, "security", "--offline=true", f"--threshold={MOST[unit] * 10:.0f}", str(units / unit))
+def test_the_exposure_of_a_unit_is_below_its_limit(units: Path, unit: str) -> None:
+    done = run_systemd_analyze(
+        units, "security", "--offline=true", f"--threshold={MOST[unit] * 10:.0f}", str(units / unit)
+    )
 
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stderr
@@ -88,34 +90,34 @@ def test_a_unit_is_exposed_by_no_more_than_it_needs(units: Path, unit: str) -> N
     assert (done.returncode, float(found[1]) <= MOST[unit]) == (0, True)
 
 
-def settings(path: Path) -> dict[str, list[str]]:
-    """The lines of a unit by their key."""
+def read_settings(path: Path) -> dict[str, list[str]]:
+    """Return the values of a unit by key."""
     found: dict[str, list[str]] = {}
     for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE):
         found.setdefault(key, []).append(value)
     return found
 
 
-def test_the_daemon_tells_systemd_how_it_is_and_is_started_again() -> None:
-    found = settings(SYSTEMD / "lbagent.service")
+def test_the_daemon_notifies_systemd_and_is_restarted() -> None:
+    found = read_settings(SYSTEMD / "lbagent.service")
 
     wanted = {"Type": "notify", "Restart": "always", "WatchdogSec": "5min", "KillMode": "process"}
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
     assert found["ExecStart"] == ["/usr/bin/lbagent watch"]
 
 
-def test_the_agent_has_no_rights_and_is_started_again_also_after_exit_0() -> None:
-    found = settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
+def test_the_agent_is_unprivileged_and_is_restarted_also_after_exit_0() -> None:
+    found = read_settings(SYSTEMD / "serf.service.d" / "lbagent.conf")
 
     wanted = {"User": "_serf", "SupplementaryGroups": "lbagent", "CapabilityBoundingSet": "", "Restart": "always"}
     wanted |= {"KillMode": "process", "ReadWritePaths": "-/var/lib/lbagent/spool"}
-    # Its StateDirectory= would have the handler look for its own state there.
+    # With StateDirectory= the handler would use this directory for its state.
     wanted |= {"Environment": "LBAGENT_STATE_DIR=/var/lib/lbagent"}
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
 
 
 def test_the_web_page_has_a_user_of_its_own_that_may_only_connect_to_the_status_socket() -> None:
-    web, daemon = settings(SYSTEMD / "lbagent-web.service"), settings(SYSTEMD / "lbagent.service")
+    web, daemon = read_settings(SYSTEMD / "lbagent-web.service"), read_settings(SYSTEMD / "lbagent.service")
     users = (SYSTEMD / "lbagent.sysusers").read_text()
 
     assert (web["User"], web["Group"]) == ([status_socket.GROUP], [status_socket.GROUP])
@@ -127,7 +129,7 @@ def test_the_web_page_has_a_user_of_its_own_that_may_only_connect_to_the_status_
 
 def test_only_the_drop_in_gives_the_web_page_the_token_of_the_agent() -> None:
     plain = (SYSTEMD / "lbagent-web.service").read_text()
-    found = settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
+    found = read_settings(SYSTEMD / "lbagent-web.service.d" / "users.conf")
 
     assert "serf.env" not in plain
     assert found["EnvironmentFile"] == ["-/etc/lbagent/serf.env"]
@@ -143,7 +145,7 @@ def test_the_package_suggests_what_the_web_page_needs() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("systemd-tmpfiles") is None, reason="root and systemd-tmpfiles")
-def test_tmpfiles_makes_what_the_tests_of_the_split_are_run_on(tmp_path: Path) -> None:
+def test_tmpfiles_creates_the_state_directory_of_the_tests_with_two_users(tmp_path: Path) -> None:
     root, ours = tmp_path / "root", tmp_path / "state"
     (root / "etc").mkdir(parents=True)
     (root / "var/lib").mkdir(parents=True)
@@ -152,13 +154,13 @@ def test_tmpfiles_makes_what_the_tests_of_the_split_are_run_on(tmp_path: Path) -
 
     command = ["systemd-tmpfiles", f"--root={root}", "--create", str(SYSTEMD / "lbagent.tmpfiles")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    laid_out(ours)
+    create_state_directory(ours)
 
     assert done.returncode == 0, done.stderr
-    assert seen(root / "var/lib/lbagent") == seen(ours)
+    assert list_files(root / "var/lib/lbagent") == list_files(ours)
 
 
-def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
+def list_files(folder: Path) -> dict[str, tuple[int, int, int]]:
     paths = [folder, *folder.rglob("*")]
     return {str(one.relative_to(folder)): (one.stat().st_mode, one.stat().st_uid, one.stat().st_gid) for one in paths}
 
@@ -167,8 +169,8 @@ def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Path:
-    """The script, finding its template in the checkout."""
+def setup_script(tmp_path: Path) -> Path:
+    """The setup script, with the template of the checkout."""
     path = tmp_path / "setup"
     path.write_text(
         (SYSTEMD / "lbagent-serf-setup").read_text().replace("share=/usr/share/lbagent", f"share={SYSTEMD}")
@@ -177,12 +179,12 @@ def setup(tmp_path: Path) -> Path:
     return path
 
 
-def run(setup: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [str(setup), "--root", str(root), *words]
+def run_setup(setup_script: Path, root: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [str(setup_script), "--root", str(root), *words]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 
-def agent(root: Path) -> dict[str, object]:
+def read_agent_settings(root: Path) -> dict[str, object]:
     found = json.loads((root / "etc/serf/lbagent.json").read_text())
     assert isinstance(found, dict)
     return found
@@ -205,15 +207,15 @@ NEXT = [
 
 
 @serf
-def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, tmp_path: Path) -> None:
+def test_two_load_balancers_have_the_same_key_and_different_tokens(setup_script: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
 
-    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup_script, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     key = (one / "etc/serf/lbagent.json").read_text()
-    second = run(setup, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
+    second = run_setup(setup_script, two, "--node", "lb02", "--key-from", "-", "10.0.0.2", "10.0.0.1", stdin=key)
 
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
-    mine, other = agent(one), agent(two)
+    mine, other = read_agent_settings(one), read_agent_settings(two)
     assert (mine["node_name"], mine["bind"], mine["retry_join"]) == ("lb01", "10.0.0.1", ["10.0.0.1", "10.0.0.2"])
     assert (other["node_name"], other["bind"], other["retry_join"]) == ("lb02", "10.0.0.2", ["10.0.0.2", "10.0.0.1"])
     assert mine["encrypt_key"] == other["encrypt_key"]
@@ -227,24 +229,24 @@ def test_two_load_balancers_have_the_same_key_and_different_tokens(setup: Path, 
 
 
 @serf
-def test_an_ipv6_address_is_written_in_brackets(setup: Path, tmp_path: Path) -> None:
-    done = run(setup, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
+def test_an_ipv6_address_is_written_in_brackets(setup_script: Path, tmp_path: Path) -> None:
+    done = run_setup(setup_script, tmp_path / "r", "--node", "lb01", "fd00::11", "fd00::12")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert (agent(tmp_path / "r")["bind"], agent(tmp_path / "r")["retry_join"]) == (
+    assert (read_agent_settings(tmp_path / "r")["bind"], read_agent_settings(tmp_path / "r")["retry_join"]) == (
         "[fd00::11]",
         ["[fd00::11]", "[fd00::12]"],
     )
 
 
 @serf
-def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_everything(setup_script: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    first = run(setup, tmp_path / "r", *words)
+    first = run_setup(setup_script, tmp_path / "r", *words)
     before = {path: path.read_text() for path in (tmp_path / "r").rglob("*") if path.is_file()}
 
     for given in (words, words[2:]):
-        done = run(setup, tmp_path / "r", *given)
+        done = run_setup(setup_script, tmp_path / "r", *given)
 
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [*(f"kept {tmp_path}/r{name}" for name in (JSON, DROP_IN)), *NEXT]
@@ -259,7 +261,7 @@ def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
 
 @serf
 @pytest.mark.parametrize(
-    ("words", "stdin", "said"),
+    ("words", "stdin", "message"),
     [
         (("10.0.0.3", "10.0.0.2"), "", "bind 10.0.0.1, retry_join 10.0.0.1,10.0.0.2"),
         (("10.0.0.1", "10.0.0.3"), "", "retry_join 10.0.0.1,10.0.0.2"),
@@ -268,20 +270,19 @@ def test_a_second_run_keeps_everything(setup: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_values_are_refused_and_written_with_replace(
-    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, said: str
+    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, message: str
 ) -> None:
     root = tmp_path / "r"
-    run(setup, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
-    before = agent(root)
+    run_setup(setup_script, root, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    before = read_agent_settings(root)
 
-    refused = run(setup, root, *words, stdin=stdin)
-    kept = agent(root)
-    done = run(setup, root, "--replace", *words, stdin=stdin)
-    after = agent(root)
+    refused = run_setup(setup_script, root, *words, stdin=stdin)
+    kept = read_agent_settings(root)
+    done = run_setup(setup_script, root, "--replace", *words, stdin=stdin)
+    after = read_agent_settings(root)
 
-    why = (
-        f"{root}/etc/serf/lbagent.json: has other values: {said}; to replace them, run the same command with --replace"
-    )
+    advice = "to replace them, run the same command with --replace"
+    why = f"{root}/etc/serf/lbagent.json: has other values: {message}; {advice}"
     assert (refused.returncode, refused.stderr, kept) == (1, f"lbagent-serf-setup: {why}\n", before)
     assert (done.returncode, done.stderr) == (0, "")
     assert (after["bind"], after["retry_join"]) == (words[-2], [*words[-2:]])
@@ -293,19 +294,19 @@ def test_other_values_are_refused_and_written_with_replace(
 
 
 @serf
-def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Path, tmp_path: Path) -> None:
+def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup_script: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    first = run(setup, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
+    first = run_setup(setup_script, one, "--node", "lb01", "10.0.0.1", "10.0.0.2")
     bundle = one / "etc/lbagent/peer.bundle"
 
-    second = run(setup, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
-    again = run(setup, two, "--bundle", str(bundle))
+    second = run_setup(setup_script, two, "--node", "lb02", "--bundle", "-", stdin=bundle.read_text())
+    again = run_setup(setup_script, two, "--bundle", str(bundle))
 
     assert (second.returncode, second.stderr, again.returncode) == (0, "", 0)
     assert bundle.stat().st_mode & 0o777 == 0o600
-    assert agent(two)["encrypt_key"] == agent(one)["encrypt_key"]
-    assert (agent(two)["node_name"], agent(two)["bind"]) == ("lb02", "10.0.0.2")
-    assert agent(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
+    assert read_agent_settings(two)["encrypt_key"] == read_agent_settings(one)["encrypt_key"]
+    assert (read_agent_settings(two)["node_name"], read_agent_settings(two)["bind"]) == ("lb02", "10.0.0.2")
+    assert read_agent_settings(two)["retry_join"] == ["10.0.0.2", "10.0.0.1"]
     assert not (two / "etc/lbagent/peer.bundle").exists()
     assert first.stdout.splitlines()[-2:] == [
         "next, on the other load balancer:",
@@ -315,25 +316,25 @@ def test_the_second_load_balancer_is_set_up_by_the_bundle_of_the_first(setup: Pa
 
 
 @serf
-def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup: Path, tmp_path: Path) -> None:
+def test_a_single_load_balancer_has_no_bundle_until_a_second_one_is_given(setup_script: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    alone = run(setup, root, "--node", "lb01", "10.0.0.1")
-    joins, bundle = agent(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
-    key = agent(root)["encrypt_key"]
+    alone = run_setup(setup_script, root, "--node", "lb01", "10.0.0.1")
+    joins, bundle = read_agent_settings(root)["retry_join"], (root / "etc/lbagent/peer.bundle").exists()
+    key = read_agent_settings(root)["encrypt_key"]
 
-    again = run(setup, root, "10.0.0.1")
-    two = run(setup, root, "--replace", "10.0.0.1", "10.0.0.2")
+    again = run_setup(setup_script, root, "10.0.0.1")
+    two = run_setup(setup_script, root, "--replace", "10.0.0.1", "10.0.0.2")
 
     assert [(done.returncode, done.stderr) for done in (alone, again, two)] == [(0, "")] * 3
     assert (joins, bundle) == (["10.0.0.1"], False)
     assert [line for line in alone.stdout.splitlines() if line.startswith("next")] == ["next, on this load balancer:"]
-    assert agent(root)["retry_join"] == ["10.0.0.1", "10.0.0.2"]
+    assert read_agent_settings(root)["retry_join"] == ["10.0.0.1", "10.0.0.2"]
     assert f"KEY={key}\nADDRESS=10.0.0.2\nOTHER=10.0.0.1\n" in (root / "etc/lbagent/peer.bundle").read_text()
 
 
 @serf
-def test_the_next_lines_are_commands_that_work(setup: Path, tmp_path: Path) -> None:
-    done = run(setup, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
+def test_the_next_lines_are_commands_that_work(setup_script: Path, tmp_path: Path) -> None:
+    done = run_setup(setup_script, tmp_path / "r", "--node", "lb01", "10.0.0.1", "10.0.0.2")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("editor", "systemctl", "lbagent"):
@@ -353,14 +354,14 @@ def test_the_documentation_has_the_commands_that_the_setup_prints(page: str) -> 
     lines = re.findall(r"^lb01# (.*?)(?: +#.*)?$", "".join(blocks), re.MULTILINE)
     typed = [command for line in lines for command in line.split(" && ")]
 
-    setup = typed.index("lbagent-serf-setup 10.0.0.1 10.0.0.2")
-    after = [command for command in typed[setup + 1 :] if not command.startswith(("editor", "lbagent status"))]
+    setup_script = typed.index("lbagent-serf-setup 10.0.0.1 10.0.0.2")
+    after = [command for command in typed[setup_script + 1 :] if not command.startswith(("editor", "lbagent status"))]
     assert after == [line.strip() for line in NEXT[3:]]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount an /etc of its own")
 @serf
-def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_path: Path) -> None:
+def test_no_key_is_created_where_the_other_load_balancer_has_one(setup_script: Path, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     # The script writes into a copy of /etc.
@@ -368,7 +369,7 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
 
     def outside(*words: str) -> subprocess.CompletedProcess[str]:
         shutil.rmtree(tmp_path / "etc", ignore_errors=True)
-        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup), *words]
+        argv = ["unshare", "--mount", "sh", "-ec", script, "sh", str(setup_script), *words]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
     with socket.socket() as other:
@@ -387,18 +388,18 @@ def test_no_key_is_made_where_the_other_load_balancer_has_one(setup: Path, tmp_p
 
 
 @serf
-def test_after_a_purge_the_token_is_taken_from_the_agents_settings(setup: Path, tmp_path: Path) -> None:
+def test_after_a_purge_the_token_is_read_from_the_agents_settings(setup_script: Path, tmp_path: Path) -> None:
     words = ("--node", "lb01", "10.0.0.1", "10.0.0.2")
-    run(setup, tmp_path / "r", *words)
-    before = agent(tmp_path / "r")
+    run_setup(setup_script, tmp_path / "r", *words)
+    before = read_agent_settings(tmp_path / "r")
     env = tmp_path / "r/etc/lbagent/serf.env"
     was = env.read_text()
     env.unlink()
 
-    done = run(setup, tmp_path / "r", *words)
+    done = run_setup(setup_script, tmp_path / "r", *words)
 
     assert (done.returncode, done.stderr, env.stat().st_mode & 0o777) == (0, "", 0o600)
-    assert (agent(tmp_path / "r"), env.read_text()) == (before, was)
+    assert (read_agent_settings(tmp_path / "r"), env.read_text()) == (before, was)
 
 
 USAGE = "usage: lbagent-serf-setup MY-ADDRESS [OTHER-ADDRESS]; see --help"
@@ -445,20 +446,20 @@ NO_BUNDLE = "stdin: not a bundle; use /etc/lbagent/peer.bundle of the first load
     ],
 )
 def test_invalid_arguments_are_refused_and_nothing_is_written(
-    setup: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
+    setup_script: Path, tmp_path: Path, words: tuple[str, ...], stdin: str, why: str
 ) -> None:
-    done = run(setup, tmp_path / "r", *words, stdin=stdin)
+    done = run_setup(setup_script, tmp_path / "r", *words, stdin=stdin)
 
     assert (done.returncode, done.stderr) == (2, f"lbagent-serf-setup: {why}\n")
     assert not (tmp_path / "r" / "etc").exists() or list((tmp_path / "r" / "etc").rglob("*.json")) == []
 
 
 @serf
-def test_a_second_file_of_the_agent_is_refused(setup: Path, tmp_path: Path) -> None:
+def test_a_second_file_of_the_agent_is_refused(setup_script: Path, tmp_path: Path) -> None:
     (tmp_path / "r/etc/serf").mkdir(parents=True)
     (tmp_path / "r/etc/serf/mine.json").write_text("{}")
 
-    done = run(setup, tmp_path / "r", "10.0.0.1", "10.0.0.2")
+    done = run_setup(setup_script, tmp_path / "r", "10.0.0.1", "10.0.0.2")
 
     assert done.returncode == 1
     assert done.stderr.startswith(
@@ -498,7 +499,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "src"
 
 
-def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+def run_script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [f"packaging/{name}", *words]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120, check=False)
 
@@ -506,31 +507,31 @@ def script(checkout: Path, name: str, *words: str) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("prefix", "units"), [("/usr/local", "usr/local/lib"), ("/usr", "usr/lib"), ("/opt/lb", "etc")]
 )
-def test_an_install_is_whole_and_an_uninstall_takes_it_away(
+def test_an_install_is_complete_and_an_uninstall_removes_it(
     checkout: Path, tmp_path: Path, prefix: str, units: str
 ) -> None:
     root = tmp_path / "root"
 
-    done = script(checkout, "install", str(root), prefix)
+    done = run_script(checkout, "install", str(root), prefix)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     below = root / prefix.lstrip("/")
     assert [name for name in BELOW if not (below / name).is_file()] == []
     assert [name for name in FOR_SYSTEMD if not (root / units / name).is_file()] == []
-    unit = settings(root / units / FOR_SYSTEMD[0])
+    unit = read_settings(root / units / FOR_SYSTEMD[0])
     assert unit["ExecStart"] == [f"{prefix}/bin/lbagent watch"]
     assert f'sys.path.insert(0, "{prefix}/share/lbagent")' in (below / "bin/lbagent").read_text()
     assert f"share={prefix}/share/lbagent lbagent={prefix}/bin/lbagent\n" in (below / BELOW[1]).read_text()
     ours = (HERE / "roles.yml").read_text().replace("/usr/share/lbagent", f"{prefix}/share/lbagent")
     assert (root / "etc/lbagent/roles.yml").read_text() == ours
 
-    script(checkout, "uninstall", str(root), prefix)
+    run_script(checkout, "uninstall", str(root), prefix)
 
     assert [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()] == ["etc/lbagent/roles.yml"]
 
 
 def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -> None:
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     pages = list((tmp_path / "root/usr/share/doc/lbagent").rglob("*.md"))
     links = [(page, target) for page in pages for target in re.findall(LINK, page.read_text(encoding="utf-8"))]
@@ -538,13 +539,13 @@ def test_the_installed_pages_have_no_dead_link(checkout: Path, tmp_path: Path) -
     assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
-def test_an_install_has_the_site_where_it_is_built(checkout: Path, tmp_path: Path) -> None:
+def test_an_install_includes_the_site_if_it_is_built(checkout: Path, tmp_path: Path) -> None:
     for name in ("index.html", "search/search_index.js", "assets/bundle.js", "assets/bundle.js.map", "sitemap.xml"):
         path = checkout / "build" / "site" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
 
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     html = tmp_path / "root/usr/share/doc/lbagent/html"
     found = {str(path.relative_to(html)) for path in html.rglob("*") if path.is_file() and "img" not in path.parts}
@@ -556,29 +557,29 @@ def test_an_install_keeps_an_edited_roles_yml(checkout: Path, tmp_path: Path) ->
     (tmp_path / "root/etc/lbagent").mkdir(parents=True)
     (tmp_path / "root/etc/lbagent/roles.yml").write_text("mine")
 
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     assert (tmp_path / "root/etc/lbagent/roles.yml").read_text() == "mine"
 
 
-def test_what_is_installed_is_the_whole_package(checkout: Path, tmp_path: Path) -> None:
-    script(checkout, "install", str(tmp_path / "root"), "/usr")
+def test_the_whole_package_is_installed(checkout: Path, tmp_path: Path) -> None:
+    run_script(checkout, "install", str(tmp_path / "root"), "/usr")
 
     installed = tmp_path / "root/usr/share/lbagent/lbagent"
-    assert files(installed) == files(HERE / "lbagent")
+    assert list_package_files(installed) == list_package_files(HERE / "lbagent")
 
 
-def files(folder: Path) -> set[str]:
-    """Modules, and what they read."""
+def list_package_files(folder: Path) -> set[str]:
+    """Return the modules and their data files."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     return {str(path.relative_to(folder)) for path in paths}
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian here")
-def test_the_debian_package_is_built_twice_the_same(checkout: Path) -> None:
-    first = script(checkout, "deb", "0.1.0-1")
+def test_two_builds_of_the_debian_package_are_identical(checkout: Path) -> None:
+    first = run_script(checkout, "deb", "0.1.0-1")
     content = (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes()
-    second = script(checkout, "deb", "0.1.0-1")
+    second = run_script(checkout, "deb", "0.1.0-1")
 
     assert (first.returncode, first.stderr, second.returncode) == (0, "", 0)
     assert (checkout / "build/lbagent_0.1.0-1_all.deb").read_bytes() == content
@@ -613,7 +614,7 @@ def test_the_man_page_of_the_setup_has_each_option() -> None:
 # --- serf.env -----------------------------------------------------------------------------------------------------
 
 
-def test_serf_env_is_taken_up_where_the_environment_says_nothing(tmp_path: Path) -> None:
+def test_serf_env_is_read_where_the_environment_has_no_value(tmp_path: Path) -> None:
     (tmp_path / "serf.env").write_text(
         "# mine\nSERF_RPC_ADDR=127.0.0.1:1\nSERF_RPC_AUTH=a=b==\nPATH=/evil\nSERF_RPC_X=1\n"
     )

@@ -1,4 +1,4 @@
-"""The answer to a pause or resume is true: full disks, refused lines, reloads by others, sessions that would be cut."""
+"""The answer to a pause or resume is true: full disks, refused lines, reloads by other processes, open sessions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import running_watch
-from tests.helpers.faults import full_disk, small_disk
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
+from tests.helpers.daemon import run_watch
+from tests.helpers.faults import fill_disk, mount_small_disk
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -25,47 +25,40 @@ SRV_IS_UP = "    http-request return status 404 if !{{ srv_is_up(lb-iis/web1) }}
 HELD = "web1: HAProxy refuses haproxy.cfg without its line: "
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy that is here."""
-    path: Path = request.param
-    return path
-
-
 @contextlib.contextmanager
-def running(
+def run_load_balancer(
     binary: Path, roles: str = ROLES, config: str = CONFIG, later: str = ""
 ) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer with two web nodes; `later` is written by the operator once they are in, and loaded."""
+    """Run a load balancer with two web nodes; `later` is added to haproxy.cfg and loaded once both nodes serve."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(config, roles, binary))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
-        assert lb.join(web(1), web(2)).returncode == 0
+        assert lb.join(make_member_line(1), make_member_line(2)).returncode == 0
         if later:
-            refer(lb, later.format())
-            reload(haproxy)
+            add_reference(lb, later.format())
+            reload_haproxy(haproxy)
             assert lb.run("apply").returncode == 0
-        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
+        wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
         yield lb, haproxy
 
 
-def web(number: int, **tags: str) -> bytes:
-    """A web node as Serf tells it."""
+def make_member_line(number: int, **tags: str) -> bytes:
+    """Return the line of a web node in a member event."""
     return member_line(f"web{number}", f"127.0.0.{10 + number}", **tags)
 
 
-def refer(lb: LoadBalancer, text: str) -> None:
-    """The operator's text refers to web1."""
+def add_reference(lb: LoadBalancer, text: str) -> None:
+    """Make the operator's text refer to web1."""
     if text.startswith("\n"):
         lb.text += text.encode()
     else:
         lb.text = lb.text.replace(b"    balance", text.encode() + b"    balance")
 
 
-def reload(haproxy: Haproxy) -> None:
-    """Somebody else reloads HAProxy."""
+def reload_haproxy(haproxy: Haproxy) -> None:
+    """Reload HAProxy as another process does."""
     first = haproxy.worker()
     wait_until(lambda: time.time() > haproxy.lb.cfg.stat().st_ctime + 3)
     os.kill(haproxy.pid, signal.SIGUSR2)
@@ -73,11 +66,11 @@ def reload(haproxy: Haproxy) -> None:
 
 
 @contextlib.contextmanager
-def small(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer whose state directory is a small disk of its own."""
+def run_on_small_disk(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
+    """Run a load balancer whose state directory is a small disk."""
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(binary=binary))
-        stack.enter_context(small_disk(lb.state))
+        stack.enter_context(mount_small_disk(lb.state))
         haproxy = stack.enter_context(Haproxy(lb))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
@@ -88,111 +81,113 @@ def small(binary: Path) -> Iterator[tuple[LoadBalancer, Haproxy]]:
 
 
 @pytest.mark.parametrize("back", ["query", "event", "sync", "apply", "join", "watch"])
-def test_what_no_disk_could_remember_is_put_back_once_there_is_room(binary: Path, back: str) -> None:
-    with small(binary) as (lb, haproxy):
-        lb.join(web(1), web(2))
+def test_a_pause_that_could_not_be_stored_ends_once_the_disk_has_room(binary: Path, back: str) -> None:
+    with run_on_small_disk(binary) as (lb, haproxy):
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
-        with full_disk(lb.state):
-            done = lb.leave(web(2)) if back == "join" else lb.say("pause", "web2", 1)
-            assert (done.returncode, haproxy.answering()) == (1, {"web1"})
+        with fill_disk(lb.state):
+            done = lb.leave(make_member_line(2)) if back == "join" else lb.send_command("pause", "web2", 1)
+            assert (done.returncode, haproxy.find_answering()) == (1, {"web1"})
             assert lb.run("apply").returncode in (0, 1)
-            assert haproxy.answering() == {"web1"}
+            assert haproxy.find_answering() == {"web1"}
 
         if back == "query":
-            assert lb.ask("resume", "web2", 2).stdout == b"done\n"
+            assert lb.send_query("resume", "web2", 2).stdout == b"done\n"
         elif back == "event":
-            assert lb.say("resume", "web2", 2).returncode == 0
+            assert lb.send_command("resume", "web2", 2).returncode == 0
         elif back == "join":
-            assert lb.join(web(2)).returncode == 0
+            assert lb.join(make_member_line(2)).returncode == 0
         elif back == "watch":
-            with running_watch(lb):
-                wait_until(lambda: haproxy.answering() == {"web1", "web2"})
+            with run_watch(lb):
+                wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
         else:
             lb.run(back)
 
-        assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
+        assert (haproxy.find_answering(), lb.text) == ({"web1", "web2"}, before)
         assert not any(entry["reloaded"] for entry in lb.history())
 
 
-def test_a_pause_that_no_disk_could_remember_is_refused_and_one_after_it_is_done(binary: Path) -> None:
-    with small(binary) as (lb, haproxy):
-        lb.join(web(1), web(2))
-        with full_disk(lb.state):
-            said = lb.ask("pause", "web2", 1).stdout.decode()
-        assert said.startswith("refused: not stored: sync needed: ")
-        assert said.endswith("; no new traffic reaches lb-iis/web2\n")
+def test_a_pause_that_cannot_be_stored_is_refused_and_a_later_one_is_done(binary: Path) -> None:
+    with run_on_small_disk(binary) as (lb, haproxy):
+        lb.join(make_member_line(1), make_member_line(2))
+        with fill_disk(lb.state):
+            output = lb.send_query("pause", "web2", 1).stdout.decode()
+        assert output.startswith("refused: not stored: sync needed: ")
+        assert output.endswith("; no new traffic reaches lb-iis/web2\n")
 
-        assert lb.ask("pause", "web2", 2).stdout == b"done\n"
+        assert lb.send_query("pause", "web2", 2).stdout == b"done\n"
 
-        assert haproxy.answering() == {"web1"}
-        assert lb.ask("resume", "web2", 3).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1"}
+        assert lb.send_query("resume", "web2", 3).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 # --- a text that refers to the node -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
-def test_with_runtime_off_a_node_that_the_text_needs_is_not_paused_yet(binary: Path, refers: str) -> None:
-    with running(binary, OFF, later=refers) as (lb, haproxy):
+def test_with_runtime_off_a_node_that_haproxy_cfg_refers_to_is_not_paused_yet(binary: Path, refers: str) -> None:
+    with run_load_balancer(binary, OFF, later=refers) as (lb, haproxy):
         before = lb.text
 
-        first, second = (lb.ask("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
+        first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
 
-        for said in (first, second):
-            assert said.startswith(f"not applied yet: {HELD}")
-            assert said.endswith("; no new traffic reaches lb-iis/web1\n")
-        assert (haproxy.answering(), lb.text, lb.staged()) == ({"web2"}, before, [])
+        for output in (first, second):
+            assert output.startswith(f"not applied yet: {HELD}")
+            assert output.endswith("; no new traffic reaches lb-iis/web1\n")
+        assert (haproxy.find_answering(), lb.text, lb.list_staged()) == ({"web2"}, before, [])
         assert lb.members()["web1"]["pause"] is not None
-        assert lb.ask("resume", "web1", 3).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
+        assert lb.send_query("resume", "web1", 3).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_without_a_socket_such_a_node_goes_on_serving_and_the_answer_says_so(binary: Path) -> None:
+def test_without_a_socket_a_node_that_haproxy_cfg_refers_to_keeps_serving_and_is_not_answered_done(
+    binary: Path,
+) -> None:
     config = CONFIG.replace("level admin", "level operator")
-    with running(binary, config=config, later=USE_SERVER) as (lb, haproxy):
+    with run_load_balancer(binary, config=config, later=USE_SERVER) as (lb, haproxy):
         before = lb.text
 
-        first, second = (lb.ask("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
+        first, second = (lb.send_query("pause", "web1", ltime).stdout.decode() for ltime in (1, 2))
 
-        for said in (first, second):
-            assert said.startswith(f"not applied yet: {HELD}")
-            assert "no new traffic" not in said
-        assert (haproxy.answering(), lb.text) == ({"web1", "web2"}, before)
+        for output in (first, second):
+            assert output.startswith(f"not applied yet: {HELD}")
+            assert "no new traffic" not in output
+        assert (haproxy.find_answering(), lb.text) == ({"web1", "web2"}, before)
 
 
-def test_with_an_admin_socket_it_is_done(binary: Path) -> None:
-    with running(binary, later=USE_SERVER) as (lb, haproxy):
-        assert [lb.ask("pause", "web1", ltime).stdout for ltime in (1, 2)] == [b"done\n", b"done\n"]
-        assert haproxy.answering() == {"web2"}
+def test_with_an_admin_socket_the_pause_of_a_referred_node_is_done(binary: Path) -> None:
+    with run_load_balancer(binary, later=USE_SERVER) as (lb, haproxy):
+        assert [lb.send_query("pause", "web1", ltime).stdout for ltime in (1, 2)] == [b"done\n", b"done\n"]
+        assert haproxy.find_answering() == {"web2"}
         assert not any(entry["reloaded"] for entry in lb.history())
-        assert lb.ask("resume", "web1", 3).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
+        assert lb.send_query("resume", "web1", 3).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.parametrize("roles", [ROLES, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("refers", [USE_SERVER, TRACK, SRV_IS_UP], ids=["use-server", "track", "srv_is_up"])
-def test_a_worker_of_somebody_elses_reload_has_the_node_paused_again(binary: Path, refers: str, roles: str) -> None:
-    with running(binary, roles, later=refers) as (lb, haproxy), running_watch(lb):
-        lb.say("pause", "web1", 1)
+def test_after_a_reload_by_another_process_the_node_is_paused_again(binary: Path, refers: str, roles: str) -> None:
+    with run_load_balancer(binary, roles, later=refers) as (lb, haproxy), run_watch(lb):
+        lb.send_command("pause", "web1", 1)
         wait_until(lambda: lb.idle and haproxy.servers()["web1"].startswith("MAINT"))
 
         for _ in range(2):
-            reload(haproxy)
+            reload_haproxy(haproxy)
             wait_until(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
 
-        assert haproxy.answering() == {"web2"}
-        lb.say("resume", "web1", 2)
-        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
+        assert haproxy.find_answering() == {"web2"}
+        lb.send_command("resume", "web1", 2)
+        wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
 
 
-def test_another_nodes_reload_does_not_bring_it_back(binary: Path) -> None:
-    with running(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
-        lb.say("pause", "web1", 1)
+def test_a_reload_for_another_node_does_not_bring_a_paused_node_back(binary: Path) -> None:
+    with run_load_balancer(binary, OFF, later=USE_SERVER) as (lb, haproxy), Backend("web3", "127.0.0.13", lb.port):
+        lb.send_command("pause", "web1", 1)
 
-        assert lb.join(web(3)).returncode == 0  # though web1 is in quarantine
+        assert lb.join(make_member_line(3)).returncode == 0  # although web1 is in quarantine
 
-        assert haproxy.answering() == {"web2", "web3"}
+        assert haproxy.find_answering() == {"web2", "web3"}
 
 
 # --- a line that HAProxy refuses ----------------------------------------------------------------------------------
@@ -204,63 +199,65 @@ TAGGED = ROLES.replace("{{port: {port}}}", '{{port: {port}, options: "check weig
     "roles", [TAGGED, TAGGED.replace("haproxy:\n", "haproxy:\n  runtime: off\n")], ids=["on", "off"]
 )
 def test_a_resume_whose_line_is_refused_is_not_applied_yet(binary: Path, roles: str) -> None:
-    with running(binary, roles) as (lb, haproxy):
-        assert lb.ask("pause", "web1", 1).stdout == b"done\n"
-        lb.handle("member-update", web(1, weight="300"))
+    with run_load_balancer(binary, roles) as (lb, haproxy):
+        assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
+        lb.handle("member-update", make_member_line(1, weight="300"))
         before = lb.text
 
-        first, second = (lb.ask("resume", "web1", ltime).stdout.decode() for ltime in (2, 3))
+        first, second = (lb.send_query("resume", "web1", ltime).stdout.decode() for ltime in (2, 3))
 
-        for said in (first, second):
-            assert said.startswith("not applied yet: web1: HAProxy refuses its line: ")
-        assert (lb.text, haproxy.answering()) == (before, {"web2"})
-        assert lb.ask("pause", "web2", 4).stdout.startswith(b"done")
-        assert lb.ask("resume", "web2", 5).stdout == b"done\n"
-        lb.handle("member-update", web(1, weight="30"))
-        assert lb.ask("resume", "web1", 6).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
+        for output in (first, second):
+            assert output.startswith("not applied yet: web1: HAProxy refuses its line: ")
+        assert (lb.text, haproxy.find_answering()) == (before, {"web2"})
+        assert lb.send_query("pause", "web2", 4).stdout.startswith(b"done")
+        assert lb.send_query("resume", "web2", 5).stdout == b"done\n"
+        lb.handle("member-update", make_member_line(1, weight="30"))
+        assert lb.send_query("resume", "web1", 6).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_roles_yml_that_is_away_lets_a_pause_wait(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+def test_a_pause_waits_while_roles_yml_is_missing(binary: Path) -> None:
+    with run_load_balancer(binary) as (lb, haproxy):
         roles = lb.roles.read_text()
         lb.roles.unlink()
         text = lb.text
 
-        said = [lb.ask("pause", "web1", 1).stdout.decode(), lb.run("pause", "web1", "--force").stdout.decode()]
+        output = [lb.send_query("pause", "web1", 1).stdout.decode(), lb.run("pause", "web1", "--force").stdout.decode()]
 
-        for words in said:
+        for words in output:
             assert f"not applied yet: {lb.roles}: cannot be read: No such file or directory\n" in words
         assert lb.text == text
         lb.roles.write_text(roles)
         assert lb.run("apply").returncode == 0
-        assert (lb.managed[0], haproxy.answering()) == ("# lbagent paused web1 127.0.0.11 role=web", {"web2"})
+        assert (lb.managed[0], haproxy.find_answering()) == ("# lbagent paused web1 127.0.0.11 role=web", {"web2"})
 
 
-def test_a_reload_that_fails_lets_a_pause_wait(binary: Path) -> None:
-    with running(binary, OFF) as (lb, haproxy):
+def test_a_pause_waits_after_a_failed_reload(binary: Path) -> None:
+    with run_load_balancer(binary, OFF) as (lb, haproxy):
         text = lb.text
         lb.roles.write_text(lb.roles.read_text().replace("haproxy:\n", "haproxy:\n  reload: [/bin/false]\n"))
 
-        said = lb.ask("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("not applied yet: /bin/false ended with 1")
-        assert said.endswith("; no new traffic reaches lb-iis/web1\n")
-        assert (lb.text, haproxy.answering()) == (text, {"web2"})
+        assert output.startswith("not applied yet: /bin/false ended with 1")
+        assert output.endswith("; no new traffic reaches lb-iis/web1\n")
+        assert (lb.text, haproxy.find_answering()) == (text, {"web2"})
 
 
-def test_a_text_that_haproxy_refuses_lets_a_pause_wait(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+def test_a_pause_waits_while_haproxy_refuses_haproxy_cfg(binary: Path) -> None:
+    with run_load_balancer(binary) as (lb, haproxy):
         lb.text = broken = lb.text.replace(b"balance", b"balanse")
 
-        said = lb.ask("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-        assert said.endswith("; no new traffic reaches lb-iis/web1\n")
-        assert (lb.text, haproxy.answering()) == (broken, {"web2"})
+        assert output.startswith(
+            "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: "
+        )
+        assert output.endswith("; no new traffic reaches lb-iis/web1\n")
+        assert (lb.text, haproxy.find_answering()) == (broken, {"web2"})
 
 
-# --- sessions that maint would cut --------------------------------------------------------------------------------
+# --- sessions that maintenance would cut --------------------------------------------------------------------------
 
 TCP = CONFIG.replace("mode http", "mode tcp").replace("    option idle-close-on-response\n    option httpclose\n", "")
 TCP = TCP.replace("client 10s", "client 1h").replace("server 10s", "server 1h")  # no session ends by being idle
@@ -283,7 +280,7 @@ CHAIN = CHAIN.replace("    default-server on-marked-down shutdown-sessions\n    
 )
 @pytest.mark.parametrize("runtime", ["on", "off"])
 @pytest.mark.parametrize("how", ["pause", "leave"])
-def test_sessions_finish_where_maint_would_cut_them(
+def test_open_sessions_finish_where_maintenance_would_cut_them(
     binary: Path,
     config: str,
     roles: str,
@@ -297,25 +294,27 @@ def test_sessions_finish_where_maint_would_cut_them(
         Haproxy(lb) as haproxy,
         socket.create_server(("127.0.0.11", lb.port)) as service,
     ):
-        lb.join(web(1))
+        lb.join(make_member_line(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
             server, _ = service.accept()
             while server.recv(9) != b"hello":  # it was a check
                 server, _ = service.accept()
             with server, Backend("web2", "127.0.0.12", lb.port):
-                lb.join(web(2))
+                lb.join(make_member_line(2))
                 if how == "pause":
-                    assert lb.ask("pause", "web1", 1).stdout == b"done, 1 session still open\n"
+                    assert lb.send_query("pause", "web1", 1).stdout == b"done, 1 session still open\n"
                 else:
-                    assert lb.leave(web(1)).returncode == 0
+                    assert lb.leave(make_member_line(1)).returncode == 0
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
-                assert "web1" not in haproxy.answering()
+                assert "web1" not in haproxy.find_answering()
                 assert (
-                    lb.say("resume", "web1", 2).returncode == 0 if how == "pause" else lb.join(web(1)).returncode == 0
+                    lb.send_command("resume", "web1", 2).returncode == 0
+                    if how == "pause"
+                    else lb.join(make_member_line(1)).returncode == 0
                 )
         assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
         wait_until(lambda: haproxy.servers()["web1"].split()[0] == "UP")

@@ -1,4 +1,4 @@
-"""`lbagent check` with a real HAProxy and a real Serf agent: it finds each fault, and changes nothing."""
+"""`lbagent check` with a real HAProxy and a real Serf agent: it reports each fault and changes nothing."""
 
 # ruff: noqa: E501  # expected lines are whole
 
@@ -25,7 +25,7 @@ from lbagent.checks.finding import Finding, Kind
 from lbagent.checks.run import run_checks
 from lbagent.settings import Settings
 from lbagent.system.log import Log
-from tests.helpers.faults import folder_contents, hide_haproxy
+from tests.helpers.faults import hide_haproxy, read_folder
 from tests.helpers.real_programs import (
     LBAGENT,
     PATIENCE,
@@ -70,10 +70,10 @@ KEY = "c2l4dGVlbiBieXRlcyEhIQ=="
 
 
 class Agent(SerfAgent):
-    """A real agent that is started from files, as Debian's unit starts it."""
+    """A real Serf agent that is started from settings files, as Debian's unit starts it."""
 
     def __init__(self, lb: LoadBalancer, name: str = "lb01", **changed: object) -> None:
-        """All that a load balancer needs, but for what is `changed` (None: not set)."""
+        """Prepare complete settings of a load balancer; `changed` replaces some of them (None: not set)."""
         super().__init__(name, "127.0.0.5", env={**lb.env, "SERF_RPC_AUTH": str(changed.get("rpc_auth", TOKEN) or "")})
         self._folder, self._argv, self._given = lb.etc / f"serf-{name}", list[str](), dict[str, str]()
         self.file = self._folder / "lb.json"
@@ -94,23 +94,23 @@ class Agent(SerfAgent):
             **changed,
         }
 
-    def also(self, *words: str, **given: str) -> Self:
-        """With these words on its command line, and these variables in its environment."""
+    def add_options(self, *words: str, **given: str) -> Self:
+        """Add words to the command line and variables to the environment; returns the agent."""
         self._argv, self._given = list(words), given
         return self
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """The output of the agent so far."""
         return os.pread(self._log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
     @property
     def handlers(self) -> list[Path]:
-        """Its children in /proc: handlers under way."""
+        """The folders in /proc of the running event handlers."""
         return [*_children(self._process.pid)] if self._process else []
 
     def start(self) -> None:
-        """Write the file, start the agent, and wait until it can be asked and its own join is no event that waits."""
+        """Write the settings, start the agent, wait until it answers and the event of its own join is applied."""
         self._folder.mkdir(exist_ok=True)
         self.file.write_text(json.dumps({key: value for key, value in self.settings.items() if value is not None}))
         self.file.chmod(0o600)
@@ -122,21 +122,21 @@ class Agent(SerfAgent):
             env={**self._env, **self._given},
         )
         wait_until(self._answers)
-        handlers = len(self.settings["event_handlers"] or [])  # each hears of a join
+        handlers = len(self.settings["event_handlers"] or [])  # each is called for a join
         wait_until(lambda: self.log.count("Event 'member-join' script output") >= handlers)
 
 
-def without_other_haproxys(text: str) -> str:
-    """The output without the HAProxys of other tests: `check` names those that run other files."""
+def drop_other_haproxys(text: str) -> str:
+    """Return the output without the HAProxys of other tests: `check` lists those that run other files."""
     return re.sub(r" \(pid [^)]* runs [^)]*\); set `haproxy.config`.*", "; start HAProxy", text)
 
 
-def check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
-    """How `lbagent check` ends, and its lines, with paths, ports and pids of this run made plain."""
+def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple[int, list[str]]:
+    """Return exit status and lines of `lbagent check`, with placeholders for paths, ports and pids."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", env={**asking, **env})
     assert done.stderr == b""
-    text = without_other_haproxys(done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent"))
+    text = drop_other_haproxys(done.stdout.decode().replace(str(lb.folder), "/lb").replace(str(LBAGENT), "lbagent"))
     text = re.sub(r"127\.0\.0\.1:[0-9]+", "RPC", re.sub(r"\b(master|worker|pid) [0-9]+", r"\1 N", text))
     *lines, summary = [" ".join(line.split()) for line in text.splitlines()]
     counts = [sum(line.startswith(f"{severity} ") for line in lines) for severity in ("error", "warning", "ok")]
@@ -145,33 +145,33 @@ def check(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> tuple
 
 
 def list_problems(lb: LoadBalancer, agent: SerfAgent | None = None, **env: str) -> list[str]:
-    """The lines that are not ok; the exit status is what they make it."""
-    status, lines = check(lb, agent, **env)
+    """Return the lines that are not ok; fails if the exit status does not match them."""
+    status, lines = run_check(lb, agent, **env)
     found = [line for line in lines if not line.startswith("ok ")]
     assert status == any(line.startswith("error ") for line in found)
     return found
 
 
-def version() -> str:
-    """The HAProxy that `haproxy` is."""
+def read_version() -> str:
+    """Return the version of `haproxy`."""
     return haproxy_version(default_binary())
 
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg; each test adds its own fault."""
+    """A load balancer with a valid haproxy.cfg; each test adds its fault."""
     with LoadBalancer(CFG) as lb:
         yield lb
 
 
 @pytest.fixture
-def well(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
-    """A load balancer without a fault: HAProxy, Serf, and a server that has joined."""
+def healthy(lb: LoadBalancer) -> Iterator[tuple[LoadBalancer, Agent]]:
+    """A load balancer without a fault, and its agent: HAProxy and Serf run, one server has joined."""
     with Haproxy(lb), Agent(lb) as agent:
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 0
-        # The agent's own join comes a second later.
+        # The event of the agent's own join arrives a second later.
         wait_until(lambda: "Received event: member-join" in agent.log)
-        time.sleep(0.2)  # its handler is started a moment after it is logged
+        time.sleep(0.2)  # the handler starts shortly after the log line
         wait_until(lambda: not agent.handlers and lb.idle)
         yield lb, agent
 
@@ -214,31 +214,31 @@ ok peers: serf members: 0 other load balancers
 
 
 @pytest.mark.parametrize("binary", binaries().values(), ids=binaries())
-def test_on_a_sound_load_balancer_everything_is_ok(binary: Path) -> None:
+def test_on_a_healthy_load_balancer_everything_is_ok(binary: Path) -> None:
     with LoadBalancer(CFG, binary=binary) as lb, Haproxy(lb), Agent(lb) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
-        # The agent's own join comes a second later: an event that is dealt with at this moment is told of, too.
+        # The agent's own join arrives a second later: `check` also reports an event that is being handled.
         wait_until(lambda: "Received event: member-join" in agent.log and lb.idle)
 
-        status, lines = check(lb, agent)
+        status, lines = run_check(lb, agent)
 
     assert status == 0
     plain = [re.sub(r"^(ok lbagent: version|ok haproxy: HAProxy) .*", r"\1 X", line) for line in lines]
     assert "\n".join([*plain, ""]) == WELL
 
 
-def test_check_changes_nothing_and_takes_no_lock(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_check_changes_nothing_and_takes_no_lock(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     (lb.state / "spool" / "1").write_bytes(b"no record")
     (lb.state / "spool" / "foreign").write_bytes(b"")
-    before, worker = (folder_contents(lb.etc), folder_contents(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
+    before, worker = (read_folder(lb.etc), read_folder(lb.state)), Path(lb.folder / "haproxy.pid").read_text()
 
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        status, lines = check(lb, agent)
+        status, lines = run_check(lb, agent)
 
-    assert (status, (folder_contents(lb.etc), folder_contents(lb.state))) == (0, before)
+    assert (status, (read_folder(lb.etc), read_folder(lb.state))) == (0, before)
     assert Path(lb.folder / "haproxy.pid").read_text() == worker
     assert [line for line in lines if not line.startswith("ok ")] == [
         "warning pending: 2 events in the spool; run `lbagent apply`, or wait for the next event"
@@ -270,12 +270,12 @@ def test_one_fault_does_not_hide_the_others(lb: LoadBalancer) -> None:
 
 
 def test_with_an_invalid_roles_yml_the_haproxy_of_its_last_valid_version_is_checked(
-    well: tuple[LoadBalancer, Agent],
+    healthy: tuple[LoadBalancer, Agent],
 ) -> None:
-    lb, agent = well
+    lb, agent = healthy
     lb.roles.write_text("roles: [")
 
-    status, lines = check(lb, agent)
+    status, lines = run_check(lb, agent)
 
     assert status == 1
     assert "ok process: HAProxy runs this haproxy.cfg (master N, worker N)" in lines
@@ -302,8 +302,8 @@ def test_without_a_valid_roles_yml_ever_no_haproxy_cfg_is_checked(lb: LoadBalanc
     ]
 
 
-def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_the_reason_why_there_is_no_plan_is_reported(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json").unlink()
     (lb.state / "members.json").mkdir()
 
@@ -321,20 +321,20 @@ def test_the_reason_why_there_is_no_plan_is_reported(well: tuple[LoadBalancer, A
 
 
 def test_a_defect_in_one_check_does_not_hide_the_others(
-    well: tuple[LoadBalancer, Agent], monkeypatch: pytest.MonkeyPatch
+    healthy: tuple[LoadBalancer, Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defect(*_: object) -> Iterator[Finding]:
         raise RuntimeError("no\nidea")
 
-    lb, agent = well
-    whole = len(check(lb, agent)[1])
+    lb, agent = healthy
+    whole = len(run_check(lb, agent)[1])
     for name, value in {**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(files, "check_permissions", defect)
 
     found = [*run_checks(Settings(str(lb.roles), str(lb.state)), Log())]
 
-    assert len(found) == whole - 1  # permissions and disk are one look
+    assert len(found) == whole - 1  # permissions and disk are one check
     assert [one.line for one in found if one.severity != "ok"] == [
         "permissions: not checked, because of a defect of lbagent: RuntimeError: no?idea; report it to the developers"
     ]
@@ -346,7 +346,7 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: LoadBalancer
     with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
 
-    text = without_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
+    text = drop_other_haproxys(done.stdout.replace(str(lb.folder), "/lb"))
     lines = [" ".join(line.split()) for line in text.splitlines()[:-1]]
     assert done.returncode == 1
     assert [line for line in lines if not line.startswith("ok ")] == [
@@ -369,7 +369,7 @@ def test_without_haproxy_and_serf_each_missing_part_is_an_error(lb: LoadBalancer
     ]
 
 
-def test_without_the_haproxy_program_its_verdict_is_unknown(lb: LoadBalancer) -> None:
+def test_without_the_haproxy_program_the_validity_of_haproxy_cfg_is_unknown(lb: LoadBalancer) -> None:
     (lb.bin / "haproxy").unlink()
     with hide_haproxy() as words:
         done = subprocess.run([*words, LBAGENT, "check"], env=lb.env, capture_output=True, text=True, check=False)
@@ -428,7 +428,7 @@ def test_a_haproxy_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
 def test_without_a_master_listeners_have_to_be_handed_over(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b" expose-fd listeners", b"")
     with Haproxy(lb, "-D"):
-        status, lines = check(lb)
+        status, lines = run_check(lb)
 
     assert status == 1  # no Serf
     assert [line for line in lines if " process: " in line or " hand-over: " in line] == [
@@ -469,8 +469,8 @@ def test_two_masters_on_one_haproxy_cfg_are_an_error(lb: LoadBalancer) -> None:
     )
 
 
-def test_a_stats_socket_that_does_not_answer_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_stats_socket_that_does_not_answer_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.socket.unlink()
 
     assert list_problems(lb, agent) == [
@@ -521,8 +521,8 @@ def test_a_haproxy_c_that_takes_too_long_is_an_error(lb: LoadBalancer) -> None:
 # --- lines and state ------------------------------------------------------------------------------------------------
 
 
-def test_a_managed_line_edited_by_hand_is_found(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_managed_line_edited_by_hand_is_found(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.text = lb.text.replace(b"rise 2", b"rise 9")
     fix = "run `lbagent apply` to restore it; a line without its `# lbagent` comment is yours"
     line = lb.server("web01", "127.0.0.11")
@@ -535,8 +535,8 @@ def test_a_managed_line_edited_by_hand_is_found(well: tuple[LoadBalancer, Agent]
     ]
 
 
-def test_files_set_aside_in_the_state_directory_are_found(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_files_set_aside_in_the_state_directory_are_found(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json.damaged-20260101T000000.1").write_bytes(b"")
     (lb.state / "spool" / "bad").mkdir()
     assert list_problems(lb, agent) == [
@@ -553,8 +553,8 @@ def test_files_set_aside_in_the_state_directory_are_found(well: tuple[LoadBalanc
     ]
 
 
-def test_a_damaged_membership_is_found_and_not_changed(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_damaged_membership_is_found_and_not_changed(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (lb.state / "members.json").write_bytes(b"{")
 
     found = [line for line in list_problems(lb, agent) if " damaged: " in line]
@@ -613,8 +613,8 @@ def test_a_failed_reload_is_an_error(lb: LoadBalancer) -> None:
 @pytest.mark.parametrize(
     "what", ["etc/roles.yml", "etc/haproxy.cfg", "etc", "state", "state/spool", "state/members.json"]
 )
-def test_what_every_user_can_write_is_an_error(well: tuple[LoadBalancer, Agent], what: str) -> None:
-    lb, agent = well
+def test_what_every_user_can_write_is_an_error(healthy: tuple[LoadBalancer, Agent], what: str) -> None:
+    lb, agent = healthy
     path = lb.folder / what
     path.chmod(path.stat().st_mode | 0o002)
 
@@ -626,8 +626,8 @@ def test_what_every_user_can_write_is_an_error(well: tuple[LoadBalancer, Agent],
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_an_ordinary_user_gets_a_list_of_what_is_not_readable(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     lb.folder.chmod(0o755)
     lb.roles.chmod(0o600)
     lb.cfg.chmod(0o600)
@@ -661,8 +661,8 @@ def test_an_agent_that_does_not_run_is_an_error(lb: LoadBalancer) -> None:
     ]
 
 
-def test_a_serf_that_is_not_installed_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_serf_that_is_not_installed_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     for program in ("haproxy", "serf"):
         assert shutil.which(program)
     hidden = [
@@ -684,8 +684,8 @@ def test_a_serf_that_is_not_installed_is_an_error(well: tuple[LoadBalancer, Agen
     ]
 
 
-def test_a_missing_token_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_missing_token_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
 
     assert list_problems(lb, agent, SERF_RPC_AUTH="") == [
         (
@@ -786,13 +786,13 @@ def test_a_script_that_calls_lbagent_is_a_handler_too(lb: LoadBalancer) -> None:
     script.write_text(f"#!/bin/sh\nexec {LBAGENT} handle\n")
     script.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=[str(script)]) as agent:
-        lines = [line for line in check(lb, agent)[1] if " handlers: " in line]
+        lines = [line for line in run_check(lb, agent)[1] if " handlers: " in line]
 
     assert lines == ["ok handlers: serf info: '/lb/events.sh' receives all events that lbagent needs"]
 
 
 def test_handlers_without_token_and_address_are_found(lb: LoadBalancer) -> None:
-    with Haproxy(lb), Agent(lb).also(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
+    with Haproxy(lb), Agent(lb).add_options(SERF_RPC_AUTH="", SERF_RPC_ADDR="") as agent:
         found = [line for line in list_problems(lb, agent) if " rpc: " in line]
 
     assert found == [
@@ -801,14 +801,14 @@ def test_handlers_without_token_and_address_are_found(lb: LoadBalancer) -> None:
     ]
 
 
-def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: LoadBalancer) -> None:
+def test_a_handler_is_searched_in_the_path_of_the_agent(lb: LoadBalancer) -> None:
     (lb.folder / "elsewhere").mkdir()
     (lb.folder / "elsewhere" / "lbagent").symlink_to(LBAGENT)
     path = f"{lb.folder}/elsewhere:/usr/bin:/bin"
-    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH=path) as agent:
-        found = check(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
-    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).also(PATH="/usr/bin:/bin") as agent:
-        missing = check(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).add_options(PATH=path) as agent:
+        found = run_check(lb, agent, PATH=f"{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
+    with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle"]).add_options(PATH="/usr/bin:/bin") as agent:
+        missing = run_check(lb, agent, PATH=f"{lb.folder}/elsewhere:{lb.bin}:/usr/sbin:/usr/bin:/bin")[1]
 
     assert [line for line in found if " handlers: " in line] == [
         "ok handlers: serf info: 'lbagent handle' receives all events that lbagent needs"
@@ -818,15 +818,15 @@ def test_a_handler_is_looked_for_in_the_path_of_the_agent(lb: LoadBalancer) -> N
     ]
 
 
-def test_an_agent_is_found_by_whatever_name_its_address_has(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_an_agent_is_found_by_every_form_of_its_address(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
 
     assert list_problems(lb, agent, SERF_RPC_ADDR=agent.rpc.replace("127.0.0.1", "localhost")) == []
 
 
 @contextlib.contextmanager
-def impostor(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
-    """A process called `serf agent` with these words, and the address that is asked."""
+def run_fake_agent(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
+    """Run a process called `serf agent` with these words, and use its RPC address."""
     lb.folder.chmod(0o755)
     (lb.folder / "agent").write_text("print(flush=True)\nimport time\ntime.sleep(600)\n")
     (lb.folder / "serf").symlink_to("/usr/bin/python3")
@@ -848,20 +848,20 @@ def impostor(lb: LoadBalancer, user: int, *words: str) -> Iterator[None]:
     ],
     ids=["root", "stranger"],
 )
-def test_endless_files_do_not_stop_a_check_and_files_of_strangers_are_not_read(
+def test_endless_files_do_not_stop_a_check_and_files_of_other_users_are_not_read(
     lb: LoadBalancer, user: int, endless: str, lines: list[str]
 ) -> None:
     os.mkfifo(lb.folder / "pipe")
     (lb.folder / "zero").symlink_to("/dev/zero")
 
-    with impostor(lb, user, f"-config-file={lb.folder}/{endless}"):
+    with run_fake_agent(lb, user, f"-config-file={lb.folder}/{endless}"):
         found = [line for line in list_problems(lb) if " agent-files: " in line]
 
     assert found == [line.replace("FILE", endless) for line in lines]
 
 
-def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_file_of_the_agent_that_is_too_large_is_not_read(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text(f'{{"tags": "{"x" * (1 << 20)}"}}')
 
     assert list_problems(lb, agent) == [
@@ -873,7 +873,7 @@ def test_a_file_of_the_agent_that_is_too_large_is_not_read(well: tuple[LoadBalan
 def test_an_ordinary_user_gets_no_false_claim_about_the_handler(lb: LoadBalancer) -> None:
     lb.folder.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=["lbagent handle", "events.sh"]) as agent:
-        agent.also(f"-rpc-addr={agent.rpc}").kill()
+        agent.add_options(f"-rpc-addr={agent.rpc}").kill()
         agent.start()
         done = subprocess.run(
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", LBAGENT, "check"],
@@ -903,8 +903,8 @@ def test_a_keyring_that_other_users_can_read_is_an_error(lb: LoadBalancer) -> No
 
 
 def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: LoadBalancer) -> None:
-    with Haproxy(lb), Agent(lb, encrypt_key=None).also(f"-encrypt={KEY}") as agent:
-        status, lines = check(lb, agent)
+    with Haproxy(lb), Agent(lb, encrypt_key=None).add_options(f"-encrypt={KEY}") as agent:
+        status, lines = run_check(lb, agent)
 
     assert status == 1
     assert KEY not in "".join(lines)
@@ -915,8 +915,8 @@ def test_a_key_on_the_command_line_is_an_error_and_not_printed(lb: LoadBalancer)
     ]
 
 
-def test_a_key_that_other_users_can_read_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_key_that_other_users_can_read_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     agent.file.chmod(0o644)
 
     assert list_problems(lb, agent) == [
@@ -924,8 +924,8 @@ def test_a_key_that_other_users_can_read_is_an_error(well: tuple[LoadBalancer, A
     ]
 
 
-def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text("[")
 
     assert [line for line in list_problems(lb, agent) if " agent-files: " in line] == [
@@ -935,8 +935,8 @@ def test_a_file_of_the_agent_that_has_become_invalid_is_an_error(well: tuple[Loa
     ]
 
 
-def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     (agent.file.parent / "more.json").write_text('{"event_handlers": ["lbagent --roles=/x handle"]}')
 
     assert list_problems(lb, agent) == [
@@ -950,12 +950,12 @@ def test_a_handler_that_keeps_the_agent_from_starting_again_is_an_error(well: tu
     assert "Invalid event script: Event 'lbagent --roles' invoking '/x handle'" in again.stdout + again.stderr
 
 
-def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tuple[LoadBalancer, Agent]) -> None:
-    lb, agent = well
+def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
     with Agent(lb, "lb02", event_handlers=None) as other:
         other.join(agent)
         wait_until(lambda: agent.members().get("lb02") == "alive")
-        there = [line for line in check(lb, agent)[1] if " peers: " in line]
+        there = [line for line in run_check(lb, agent)[1] if " peers: " in line]
 
         other.kill()
         wait_until(lambda: agent.members()["lb02"] == "failed", 30)
@@ -967,7 +967,7 @@ def test_another_load_balancer_is_listed_and_a_failed_one_is_an_error(well: tupl
     ]
 
 
-# --- what is hostile, and what is shown -----------------------------------------------------------------------------
+# --- hostile input, and the output ----------------------------------------------------------------------------------
 
 
 def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None:
@@ -983,23 +983,27 @@ def test_hostile_files_and_agents_give_printable_lines(lb: LoadBalancer) -> None
     assert "evil" in done.stdout.decode()
 
 
-def on_a_terminal(lb: LoadBalancer, **env: str) -> str:
-    """What `check` shows on a terminal."""
+def run_check_on_terminal(lb: LoadBalancer, **env: str) -> str:
+    """Return the output of `check` on a terminal."""
     leader, follower = pty.openpty()
     try:
         subprocess.run([LBAGENT, "check"], env={**lb.env, **env}, stdout=follower, stderr=follower, check=False)
         os.close(follower)
-        said = b""
-        with contextlib.suppress(OSError):  # EIO is its end
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the end of the output
             while piece := os.read(leader, 1 << 16):
-                said += piece
-        return said.decode()
+                shown += piece
+        return shown.decode()
     finally:
         os.close(leader)
 
 
-def test_colour_is_for_terminals_whose_user_wants_it(lb: LoadBalancer) -> None:
-    shown, plain, piped = on_a_terminal(lb), on_a_terminal(lb, NO_COLOR="1"), lb.run("check").stdout.decode()
+def test_colour_is_used_on_terminals_unless_it_is_disabled(lb: LoadBalancer) -> None:
+    shown, plain, piped = (
+        run_check_on_terminal(lb),
+        run_check_on_terminal(lb, NO_COLOR="1"),
+        lb.run("check").stdout.decode(),
+    )
 
     assert "\x1b[32mok     \x1b[0m  lbagent: " in shown
     assert "\x1b[31merror  \x1b[0m  serf: " in shown

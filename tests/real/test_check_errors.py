@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import (
     LBAGENT,
     ROLES,
@@ -27,7 +27,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 from tests.helpers.terminal import Terminal
-from tests.helpers.two_users import GROUP, SERF, Split, laid_out
+from tests.helpers.two_users import GROUP, SERF, TwoUserLoadBalancer, create_state_directory
 from tests.real.test_check import CFG, TOKEN, Agent
 
 pytestmark = [
@@ -38,8 +38,8 @@ pytestmark = [
 ]
 
 
-def check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **env: str) -> tuple[int, list[str], str]:
-    """Exit status, the lines that are not ok, and the summary; paths of this run made plain."""
+def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **env: str) -> tuple[int, list[str], str]:
+    """Return exit status, lines that are not ok, and summary, with placeholders for paths."""
     asking = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN} if agent else {}
     done = lb.run("check", *words, env={**asking, **env})
     assert done.stderr == b""
@@ -48,14 +48,14 @@ def check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **env: 
     return done.returncode, [" ".join(line.split()) for line in lines if not line.startswith("ok ")], summary
 
 
-def kind(lines: list[str], name: str) -> list[str]:
-    """The lines of one kind."""
+def select_kind(lines: list[str], name: str) -> list[str]:
+    """Return the lines of one kind."""
     return [line for line in lines if line.split()[1] == f"{name}:"]
 
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg."""
+    """A load balancer with a valid haproxy.cfg."""
     with LoadBalancer(CFG) as one:
         yield one
 
@@ -65,38 +65,38 @@ def lb() -> Iterator[LoadBalancer]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_stopped_daemon_is_an_error_where_handlers_only_store() -> None:
-    with Split(CFG) as lb, Haproxy(lb):
-        with running_watch(lb):
+    with TwoUserLoadBalancer(CFG) as lb, Haproxy(lb):
+        with run_watch(lb):
             lb.join(member_line("web01", "127.0.0.11"))
             wait_until(lambda: lb.managed)
-            running = check(lb)
-        stopped = check(lb)
+            running = run_check(lb)
+        stopped = run_check(lb)
 
-    assert kind(running[1], "daemon") == []
+    assert select_kind(running[1], "daemon") == []
     assert stopped[0] == 1
-    assert kind(stopped[1], "daemon") == [
+    assert select_kind(stopped[1], "daemon") == [
         "error daemon: `lbagent watch` does not run; events are stored and have no effect; run `systemctl enable --now lbagent`"
     ]
 
 
 def test_a_stopped_daemon_is_a_warning_where_handlers_apply_themselves(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb):
+    with Haproxy(lb), run_watch(lb):
         pass
 
-    assert [line.split(":")[0] for line in kind(check(lb)[1], "daemon")] == ["warning daemon"]
+    assert [line.split(":")[0] for line in select_kind(run_check(lb)[1], "daemon")] == ["warning daemon"]
 
 
 def test_events_that_wait_too_long_are_an_error(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb) as daemon:
+    with Haproxy(lb), run_watch(lb) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
         lb.join(member_line("web01", "127.0.0.11"))
-        [name] = lb.spooled()
+        [name] = lb.list_spool()
         hour_ago = (lb.state / "spool" / name).stat().st_mtime - 3600
         os.utime(lb.state / "spool" / name, (hour_ago, hour_ago))
-        status, lines, _ = check(lb)
+        status, lines, _ = run_check(lb)
 
     assert status == 1
-    [line] = kind(lines, "pending")
+    [line] = select_kind(lines, "pending")
     assert line.startswith("error pending: 1 event in the spool, the oldest for 360")
     assert line.endswith("; nothing applies them; start or restart `lbagent watch`, or run `lbagent apply`")
 
@@ -105,12 +105,12 @@ def test_failing_syncs_are_an_error_and_a_good_one_ends_it(lb: LoadBalancer) -> 
     with Haproxy(lb), Agent(lb) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
         (lb.etc / "serf.env").write_text(f"SERF_RPC_ADDR={agent.rpc}\nSERF_RPC_AUTH=stale\n")
-        with running_watch(lb, SERF_RPC_ADDR=""):
+        with run_watch(lb, SERF_RPC_ADDR=""):
             wait_until(lambda: b'"sync_failing": 1' in (lb.state / "last.json").read_bytes())
-            status, lines, _ = check(lb, agent)
+            status, lines, _ = run_check(lb, agent)
 
     assert status == 1
-    [line] = kind(lines, "sync")
+    [line] = select_kind(lines, "sync")
     assert line.startswith("error sync: syncs have failed for ")
     assert line.endswith("; set SERF_RPC_AUTH for `lbagent watch` (in serf.env) to the `rpc_auth` of the agent")
 
@@ -120,9 +120,9 @@ def test_a_failed_run_is_an_error(lb: LoadBalancer) -> None:
         lb.join(member_line("web01", "127.0.0.11"))
         path = lb.state / "last.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "status": 1, "words": "failed: no space left"}))
-        lines = check(lb)[1]
+        lines = run_check(lb)[1]
 
-    assert kind(lines, "last-run") == [
+    assert select_kind(lines, "last-run") == [
         "error last-run: the last run failed with exit status 1: failed: no space left; run `lbagent apply` to retry"
     ]
 
@@ -133,21 +133,21 @@ def test_a_failed_run_is_an_error(lb: LoadBalancer) -> None:
 def test_a_haproxy_that_does_not_run_and_an_agent_that_does_not_answer_are_errors(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"))
 
-    status, lines, summary = check(lb)
+    status, lines, summary = run_check(lb)
 
     assert status == 1
     assert [line.split(":")[0] for line in lines] == ["error process", "error serf"]
     assert summary.startswith("2 errors, 0 warnings, ")
 
 
-@pytest.mark.parametrize(("token", "said"), [("", "the agent requires an RPC token"), ("wrong", "wrong RPC token")])
-def test_a_wrong_token_is_an_error(lb: LoadBalancer, token: str, said: str) -> None:
+@pytest.mark.parametrize(("token", "message"), [("", "the agent requires an RPC token"), ("wrong", "wrong RPC token")])
+def test_a_wrong_token_is_an_error(lb: LoadBalancer, token: str, message: str) -> None:
     with Haproxy(lb), Agent(lb) as agent:
-        status, lines, _ = check(lb, agent, SERF_RPC_AUTH=token)
+        status, lines, _ = run_check(lb, agent, SERF_RPC_AUTH=token)
 
     assert status == 1
-    [line] = kind(lines, "serf")
-    assert line.startswith(f"error serf: SERF_RPC_AUTH: {said}; no sync is possible (")
+    [line] = select_kind(lines, "serf")
+    assert line.startswith(f"error serf: SERF_RPC_AUTH: {message}; no sync is possible (")
     assert line.endswith("; set SERF_RPC_AUTH to the `rpc_auth` of the agent")
 
 
@@ -158,10 +158,10 @@ def test_a_wrong_token_is_an_error(lb: LoadBalancer, token: str, said: str) -> N
 def test_a_load_balancer_alone_is_an_error_where_its_settings_name_another(lb: LoadBalancer, named: str) -> None:
     with Haproxy(lb), Agent(lb, retry_join=["127.0.0.5", named]) as agent:
         lb.join(member_line("web01", "127.0.0.11"))
-        status, lines, _ = check(lb, agent)
+        status, lines, _ = run_check(lb, agent)
 
     assert status == 1
-    assert kind(lines, "peers") == [
+    assert select_kind(lines, "peers") == [
         f"error peers: serf members: no other load balancer is in this cluster, although the agent's settings join {named}; pauses reach only one of them; start its agent with the same `encrypt_key` as here (on the second load balancer: `lbagent-serf-setup --replace --key-from FILE`, with /etc/serf/lbagent.json of the first), or remove it from the settings"
     ]
 
@@ -169,7 +169,7 @@ def test_a_load_balancer_alone_is_an_error_where_its_settings_name_another(lb: L
 def test_a_load_balancer_alone_is_an_error_where_haproxy_cfg_has_peers(lb: LoadBalancer) -> None:
     lb.text += b"peers pair\n    peer lb01 127.0.0.1:1\n    peer lb02 127.0.0.2:1\n"
     with Agent(lb) as agent:
-        assert "although haproxy.cfg has a `peers` section" in kind(check(lb, agent)[1], "peers")[0]
+        assert "although haproxy.cfg has a `peers` section" in select_kind(run_check(lb, agent)[1], "peers")[0]
 
 
 # --- not run as root ------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_an_ordinary_user_gets_one_sentence_and_no_false_claims(lb: LoadBalancer
 def test_files_that_serfs_user_cannot_use_are_errors() -> None:
     with LoadBalancer(CFG) as lb, Haproxy(lb):
         lb.folder.chmod(0o755)
-        laid_out(lb.state)
+        create_state_directory(lb.state)
         as_serf = ["setpriv", f"--reuid={SERF}", f"--regid={SERF}", f"--groups={GROUP}", "--"]
         agent = Agent(lb, snapshot_path=None)
         agent.file.parent.mkdir()
@@ -227,10 +227,10 @@ def test_files_that_serfs_user_cannot_use_are_errors() -> None:
                 env={**lb.env, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN},
             )
             try:
-                wait_until(partial(answers, agent))
+                wait_until(partial(is_answering, agent))
                 lb.roles.chmod(0o600)
                 (lb.state / "spool").chmod(0o700)
-                lines = check(lb, agent)[1]
+                lines = run_check(lb, agent)[1]
             finally:
                 process.terminate()
                 process.wait()
@@ -244,11 +244,11 @@ def test_files_that_serfs_user_cannot_use_are_errors() -> None:
         f"error access: /lb/etc/roles.yml: user {SERF}, which runs Serf's event handlers, cannot read it; queries are answered with an error; {fix}"
         in lines
     )
-    assert kind(lines, "daemon") != []
+    assert select_kind(lines, "daemon") != []
 
 
-def answers(agent: SerfAgent) -> bool:
-    """Whether the agent can be asked."""
+def is_answering(agent: SerfAgent) -> bool:
+    """Return whether the agent answers."""
     env = {**os.environ, "SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": TOKEN}
     return subprocess.run(["serf", "info"], env=env, capture_output=True, check=False).returncode == 0
 
@@ -276,16 +276,16 @@ def test_options_that_haproxy_refuses_are_an_error_before_any_node_exists(
 ) -> None:
     with LoadBalancer(CFG, ROLES.replace(old, new), binary) as lb:
         text = lb.text
-        status, lines, _ = check(lb)
+        status, lines, _ = run_check(lb)
 
         assert status == 1
-        [found] = kind(lines, "service-line")
+        [found] = select_kind(lines, "service-line")
         assert found.startswith(
             f"error service-line: /lb/etc/roles.yml:{line}: HAProxy refuses the server lines of role web, service iis: "
         )
         assert words in found
         assert "parsing" not in found
-        assert (lb.text, lb.staged()) == (text, [])
+        assert (lb.text, lb.list_staged()) == (text, [])
 
 
 def test_each_role_and_service_is_tried_separately() -> None:
@@ -297,7 +297,7 @@ def test_each_role_and_service_is_tried_separately() -> None:
     )
     with LoadBalancer(CFG, roles) as lb:
         lb.text = lb.text.replace(b"    # additional", b"    # additional-lb-api-server\n    # additional")
-        lines = kind(check(lb)[1], "service-line")
+        lines = select_kind(run_check(lb)[1], "service-line")
 
     assert [line.partition("HAProxy refuses the server lines of ")[2].partition(":")[0] for line in lines] == [
         "role web, service api",
@@ -311,12 +311,12 @@ def test_a_candidate_roles_yml_is_checked_and_the_live_one_stays(lb: LoadBalance
     candidate.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
     text, roles = lb.text, (lb.state / "roles.json").read_bytes()
 
-    status, lines, _ = check(lb, None, "--roles", str(candidate))
+    status, lines, _ = run_check(lb, None, "--roles", str(candidate))
 
     assert status == 1
-    assert kind(lines, "service-line")[0].startswith(f"error service-line: {candidate}:")
+    assert select_kind(lines, "service-line")[0].startswith(f"error service-line: {candidate}:")
     assert (lb.text, (lb.state / "roles.json").read_bytes()) == (text, roles)
-    assert kind(check(lb)[1], "service-line") == []
+    assert select_kind(run_check(lb)[1], "service-line") == []
 
 
 def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: LoadBalancer) -> None:
@@ -327,18 +327,18 @@ def test_an_edited_roles_yml_is_tried_by_the_daemon(lb: LoadBalancer) -> None:
             text = lb.text
             lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
             assert daemon.stderr
-            said = b""
-            while b"maxcon" not in said:
-                said = daemon.stderr.readline()
+            message = b""
+            while b"maxcon" not in message:
+                message = daemon.stderr.readline()
         finally:
             daemon.terminate()
             daemon.communicate()
 
-        assert f"{lb.roles}: role web, service iis: HAProxy refuses its server lines: ".encode() in said
+        assert f"{lb.roles}: role web, service iis: HAProxy refuses its server lines: ".encode() in message
         assert lb.text == text
 
 
-# --- coming from the classic handler --------------------------------------------------------------------------------
+# --- migration from the classic handler -----------------------------------------------------------------------------
 
 
 def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: LoadBalancer) -> None:
@@ -346,10 +346,10 @@ def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: LoadBalancer) -> 
         f"haproxy: {{config: {lb.cfg}}}\nweb:\n  lb: [iis, web_service_a]\n  monitor: [mongo]\n  interval: 60s\n"
     )
 
-    status, lines, _ = check(lb)
+    status, lines, _ = run_check(lb)
 
     assert status == 1
-    assert kind(lines, "migration") == [
+    assert select_kind(lines, "migration") == [
         "error migration: /lb/etc/roles.yml: this is a role.yml of the classic handler.rb; it does not declare its services; add this line, with your ports: `services: {iis: {port: 80}, web_service_a: {port: PORT}, mongo: {port: 27017}}`; see docs/how-to/from-handler-rb.md"
     ]
 
@@ -357,7 +357,7 @@ def test_a_classic_role_yml_is_found_with_the_block_to_add(lb: LoadBalancer) -> 
 def test_a_role_yml_beside_a_missing_roles_yml_is_found(lb: LoadBalancer) -> None:
     lb.roles.rename(lb.etc / "role.yml")
 
-    assert kind(check(lb)[1], "migration") == [
+    assert select_kind(run_check(lb)[1], "migration") == [
         "error migration: /lb/etc/role.yml: lbagent does not read this file of the classic handler.rb; copy it to /lb/etc/roles.yml, and add a `services:` block; see docs/how-to/from-handler-rb.md"
     ]
 
@@ -365,10 +365,10 @@ def test_a_role_yml_beside_a_missing_roles_yml_is_found(lb: LoadBalancer) -> Non
 def test_a_classic_marker_is_found_with_its_new_form(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"additional-lb-iis", b"additional-iis")
 
-    status, lines, _ = check(lb)
+    status, lines, _ = run_check(lb)
 
     assert status == 1
-    assert kind(lines, "migration") == [
+    assert select_kind(lines, "migration") == [
         "error migration: /lb/etc/haproxy.cfg:16: '# additional-iis-server' is a marker of the classic handler.rb; it names no section; write '# additional-lb-iis-server'; see docs/how-to/from-handler-rb.md"
     ]
 
@@ -376,30 +376,30 @@ def test_a_classic_marker_is_found_with_its_new_form(lb: LoadBalancer) -> None:
 def test_classic_lines_above_a_marker_are_found_before_and_after_their_nodes_join(lb: LoadBalancer) -> None:
     lines = f"    server web01 127.0.0.11:{lb.port} check\n    server web02 127.0.0.12:{lb.port} check\n"
     lb.text = lb.text.replace(b"    # additional", lines.encode() + b"    # additional")
-    before = check(lb)[1]
+    before = run_check(lb)[1]
     lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
-    joined = check(lb)
+    joined = run_check(lb)
     adopted = lb.run("apply", "--adopt", "--yes")
 
-    assert kind(before, "migration") == [
+    assert select_kind(before, "migration") == [
         "warning migration: /lb/etc/haproxy.cfg:16: 2 server lines above the marker are not managed (web01, web02); pauses and leaves of these nodes do not affect them; run `lbagent apply --adopt` after the nodes have joined, or keep them as your own; see docs/how-to/from-handler-rb.md"
     ]
     assert joined[0] == 1
-    assert kind(joined[1], "operator-line") == [
+    assert select_kind(joined[1], "operator-line") == [
         f"error operator-line: /lb/etc/haproxy.cfg:{line}: {node}: no managed line in listen lb-iis: an operator's line has its name or address, pauses do not affect it; `lbagent apply --adopt` turns it into a managed line"
         for line, node in ((16, "web01"), (17, "web02"))
     ]
     assert adopted.returncode == 0
-    after = check(lb)[1]
-    assert kind(after, "operator-line") + kind(after, "migration") == []
+    after = run_check(lb)[1]
+    assert select_kind(after, "operator-line") + select_kind(after, "migration") == []
 
 
-# --- how it is shown ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [60, 80, 140])
 def test_on_a_terminal_findings_are_grouped_and_wrapped(lb: LoadBalancer, columns: int) -> None:
-    status, shown = Terminal([LBAGENT, "check"], lb.env, columns).end()
+    status, shown = Terminal([LBAGENT, "check"], lb.env, columns).wait_for_end()
     lines = shown.splitlines()
 
     assert status == 1
@@ -421,7 +421,7 @@ def test_on_a_terminal_findings_are_grouped_and_wrapped(lb: LoadBalancer, column
 def test_quiet_omits_what_is_ok(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"))
 
-    status, lines, summary = check(lb, None, "--quiet")
+    status, lines, summary = run_check(lb, None, "--quiet")
 
     assert status == 1
     assert len(lines) == 2
@@ -463,7 +463,7 @@ def test_a_load_balancer_with_another_role_is_an_error() -> None:
     ):
         other.join(agent)
         wait_until(lambda: agent.members().get("lb02") == "alive")
-        lines = kind(check(lb, agent)[1], "peers")
+        lines = select_kind(run_check(lb, agent)[1], "peers")
 
     assert lines == [
         "error peers: serf members: the agent's settings join lb02 (role balancer), which has another role than lb; give all load balancers the same role, for example `lb`"

@@ -1,4 +1,4 @@
-"""`lbagent check` finds hung processes, other files, other agents and full disks: events reach lbagent and have no effect."""
+"""`lbagent check` reports why events have no effect: hung processes, other files, other agents, full disks."""
 
 # ruff: noqa: E501  # expected lines are whole
 
@@ -20,11 +20,11 @@ import pytest
 
 from lbagent.checks import serf
 from lbagent.serf.member_list import AgentInfo
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, member_line, wait_until
 from tests.helpers.two_users import SERF
 from tests.real.test_check import CFG, KEY, TOKEN, Agent
-from tests.real.test_check_errors import check, kind
+from tests.real.test_check_errors import run_check, select_kind
 
 pytestmark = [
     pytest.mark.real,
@@ -36,14 +36,14 @@ pytestmark = [
 
 @pytest.fixture
 def lb() -> Iterator[LoadBalancer]:
-    """A load balancer with a good haproxy.cfg."""
+    """A load balancer with a valid haproxy.cfg."""
     with LoadBalancer(CFG) as one:
         yield one
 
 
 @contextlib.contextmanager
-def process(*argv: str | Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has printed a line; it is killed at the end."""
+def run_process(*argv: str | Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that has printed a line; it is killed at the end."""
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, **env}) as one:
         assert one.stdout
         one.stdout.readline()
@@ -59,27 +59,27 @@ def process(*argv: str | Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stopped_process_that_holds_the_lock_is_an_error(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"))
     code = "import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, 2); print(flush=True); time.sleep(600)"
-    with process(sys.executable, "-c", code, lb.state / "lock") as holder:
-        running = kind(check(lb)[1], "lock")
+    with run_process(sys.executable, "-c", code, lb.state / "lock") as holder:
+        running = select_kind(run_check(lb)[1], "lock")
         holder.send_signal(signal.SIGSTOP)
-        status, lines, _ = check(lb)
+        status, lines, _ = run_check(lb)
 
     assert running == []
     assert status == 1
-    assert kind(lines, "lock") == [
+    assert select_kind(lines, "lock") == [
         f"error lock: /lb/state/lock: pid {holder.pid} (python) holds it and is stopped by a signal; no event takes effect; run `kill -CONT {holder.pid}`, or end that process"
     ]
 
 
 def test_a_stopped_daemon_is_an_error_although_its_lock_is_held(lb: LoadBalancer) -> None:
-    with Haproxy(lb), running_watch(lb) as daemon:
-        running = kind(check(lb)[1], "daemon")
+    with Haproxy(lb), run_watch(lb) as daemon:
+        running = select_kind(run_check(lb)[1], "daemon")
         os.kill(daemon.pid, signal.SIGSTOP)
-        status, lines, _ = check(lb)
+        status, lines, _ = run_check(lb)
 
     assert running == []
     assert status == 1
-    assert kind(lines, "daemon") == [
+    assert select_kind(lines, "daemon") == [
         f"error daemon: `lbagent watch` (pid {daemon.pid}) is stopped by a signal; no event takes effect; run `kill -CONT {daemon.pid}`, or `systemctl restart lbagent`"
     ]
 
@@ -104,20 +104,20 @@ def test_an_event_handler_that_hangs_is_an_error_because_serf_runs_no_other_one(
 def test_a_daemon_with_another_roles_yml_is_an_error(lb: LoadBalancer) -> None:
     other = lb.etc / "other.yml"
     shutil.copy(lb.roles, other)
-    with Haproxy(lb), running_watch(lb, LBAGENT_ROLES=str(other)) as daemon:
-        status, lines, _ = check(lb)
-        candidate = check(lb, None, "--roles", str(other))[1]
+    with Haproxy(lb), run_watch(lb, LBAGENT_ROLES=str(other)) as daemon:
+        status, lines, _ = run_check(lb)
+        candidate = run_check(lb, None, "--roles", str(other))[1]
 
     assert status == 1
-    assert kind(lines, "settings") == [
+    assert select_kind(lines, "settings") == [
         f"error settings: `lbagent watch` (pid {daemon.pid}): reads /lb/etc/other.yml, this command reads /lb/etc/roles.yml; use one `--roles` or LBAGENT_ROLES for Serf's agent, `lbagent watch` and this command"
     ]
-    assert kind(candidate, "settings") == []
+    assert select_kind(candidate, "settings") == []
 
 
 def test_a_handler_with_another_roles_yml_or_state_directory_is_an_error(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb, event_handlers=[f"*={LBAGENT} --roles=other.yml handle"]) as agent:
-        lines = kind(check(lb, agent)[1], "settings")
+        lines = select_kind(run_check(lb, agent)[1], "settings")
 
     assert len(lines) == 1
     assert " --roles=other.yml handle': reads /" in lines[0]
@@ -128,15 +128,15 @@ def test_a_handler_of_another_version_is_a_warning_and_a_broken_one_an_error(lb:
     program.write_text(f'#!/bin/sh\n[ "$1" = handle ] && exec {LBAGENT} handle\necho lbagent 0.0.9\n')
     program.chmod(0o755)
     with Haproxy(lb), Agent(lb, event_handlers=[f"{program} handle"]) as agent:
-        old = check(lb, agent)
+        old = run_check(lb, agent)
         program.write_text("#!/bin/sh\necho 'ModuleNotFoundError: No module named yaml' >&2\nexit 1\n")
-        broken = check(lb, agent)
+        broken = run_check(lb, agent)
 
-    assert [line.partition(", this command is ")[0] for line in kind(old[1], "handlers")] == [
+    assert [line.partition(", this command is ")[0] for line in select_kind(old[1], "handlers")] == [
         "warning handlers: serf info: Serf's handler /lb/lbagent is lbagent 0.0.9"
     ]
     assert broken[0] == 1
-    assert kind(broken[1], "handlers") == [
+    assert select_kind(broken[1], "handlers") == [
         "error handlers: serf info: /lb/lbagent fails as user 0 (ended with 1: ModuleNotFoundError: No module named yaml); Serf events have no effect; install lbagent again, or fix its permissions"
     ]
 
@@ -147,10 +147,10 @@ def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: LoadBalancer)
         Agent(lb),
         SerfAgent("web01", "127.0.0.9", "web", more=[f"-encrypt={KEY}"]) as other,
     ):
-        status, lines, _ = check(lb, other, SERF_RPC_AUTH="")
+        status, lines, _ = run_check(lb, other, SERF_RPC_AUTH="")
 
     assert status == 1
-    assert kind(lines, "handlers") == [
+    assert select_kind(lines, "handlers") == [
         'error handlers: serf info: no event handler calls lbagent; Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
     ]
 
@@ -158,10 +158,10 @@ def test_an_agent_without_lbagent_at_serf_rpc_addr_is_an_error(lb: LoadBalancer)
 def test_a_handler_that_is_not_in_serf_info_but_in_the_settings_needs_a_restart(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb, event_handlers=None) as agent:
         write_settings(agent, event_handlers=[f"{LBAGENT} handle"])
-        status, lines, _ = check(lb, agent)
+        status, lines, _ = run_check(lb, agent)
 
     assert status == 1
-    assert kind(lines, "handlers") == [
+    assert select_kind(lines, "handlers") == [
         "error handlers: serf info: no event handler called lbagent when the agent started, but its settings have one now; restart the agent"
     ]
 
@@ -169,10 +169,10 @@ def test_a_handler_that_is_not_in_serf_info_but_in_the_settings_needs_a_restart(
 def test_a_handler_that_is_not_in_the_settings_any_more_is_an_error_before_the_restart(lb: LoadBalancer) -> None:
     with Haproxy(lb), Agent(lb) as agent:
         write_settings(agent, event_handlers=["cat >/dev/null"])
-        status, lines, _ = check(lb, agent)
+        status, lines, _ = run_check(lb, agent)
 
     assert status == 1
-    assert kind(lines, "handlers") == [
+    assert select_kind(lines, "handlers") == [
         'error handlers: event_handlers: the agent\'s settings have no handler for lbagent any more; from its next reload or restart, Serf events have no effect; add `"event_handlers": ["lbagent handle"]` to the agent\'s settings'
     ]
 
@@ -200,7 +200,7 @@ def test_a_haproxy_that_runs_another_file_is_named(lb: LoadBalancer) -> None:
         other = lb.etc / "other.cfg"
         other.write_bytes(lb.text)
         lb.roles.write_text(lb.roles.read_text().replace(str(lb.cfg), str(other)))
-        [line] = kind(check(lb)[1], "process")
+        [line] = select_kind(run_check(lb)[1], "process")
         pid = (lb.folder / "haproxy.pid").read_text().split()[0]
 
     assert line.startswith("error process: no HAProxy runs /lb/etc/other.cfg; server lines have no effect (")
@@ -211,8 +211,8 @@ def test_a_haproxy_that_runs_another_file_is_named(lb: LoadBalancer) -> None:
 # --- disks ----------------------------------------------------------------------------------------------------------
 
 
-def in_mounts(lb: LoadBalancer, script: str) -> list[str]:
-    """The lines of `check`, run in a mount namespace of its own after the shell commands of `script`."""
+def run_check_in_mounts(lb: LoadBalancer, script: str) -> list[str]:
+    """Return the lines of `check` after the shell commands of `script`, in a separate mount namespace."""
     words = ["unshare", "--mount", "sh", "-ec", f'{script}; exec "$@"', "sh"]
     if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
@@ -226,9 +226,9 @@ def test_a_full_disk_is_an_error(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"))
     full = f"mount -t tmpfs -o size=64k,mode=0700 none {lb.state}"
 
-    lines = in_mounts(lb, full)
+    lines = run_check_in_mounts(lb, full)
 
-    assert kind(lines, "disk") == [
+    assert select_kind(lines, "disk") == [
         "error disk: /lb/state: 64 KiB are free; events cannot be stored; free disk space, then run `lbagent sync`"
     ]
 
@@ -237,9 +237,9 @@ def test_a_full_disk_is_an_error(lb: LoadBalancer) -> None:
 def test_a_disk_without_inodes_is_an_error(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"))
 
-    lines = in_mounts(lb, f"mount -t tmpfs -o size=64m,nr_inodes=1,mode=0700 none {lb.state}")
+    lines = run_check_in_mounts(lb, f"mount -t tmpfs -o size=64m,nr_inodes=1,mode=0700 none {lb.state}")
 
-    assert kind(lines, "disk") == [
+    assert select_kind(lines, "disk") == [
         "error disk: /lb/state: no free inodes; events cannot be stored; delete files on this disk"
     ]
 
@@ -250,10 +250,10 @@ def test_a_folder_that_the_unit_of_the_daemon_mounts_read_only_is_an_error(lb: L
     (lb.state / "watch.lock").touch()
     code = "import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, 2); print(flush=True); time.sleep(600)"
     script = f'mount --bind {lb.etc} {lb.etc}; mount -o remount,bind,ro {lb.etc}; exec "$@"'
-    with process(
+    with run_process(
         "unshare", "--mount", "sh", "-ec", script, "sh", sys.executable, "-c", code, lb.state / "watch.lock"
     ) as daemon:
-        lines = kind(check(lb)[1], "state")
+        lines = select_kind(run_check(lb)[1], "state")
 
     assert lines == [
         f"error state: /lb/etc: not writable for `lbagent watch` (pid {daemon.pid}); add it to `ReadWritePaths=` of lbagent.service: `systemctl edit lbagent`"
@@ -292,7 +292,7 @@ def test_a_missing_spool_that_serfs_user_cannot_create_is_an_error(lb: LoadBalan
                     == 0
                 )
             )
-            status, lines, _ = check(lb, agent)
+            status, lines, _ = run_check(lb, agent)
         finally:
             process.terminate()
             process.wait()
@@ -309,4 +309,4 @@ def test_the_lock_of_a_running_process_is_not_a_finding(lb: LoadBalancer) -> Non
     with (lb.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
-        assert kind(check(lb)[1], "lock") == []
+        assert select_kind(run_check(lb)[1], "lock") == []

@@ -1,4 +1,4 @@
-"""Others at work at the same moment: an editor, a deployment, a second run, Ctrl-C."""
+"""Edits, deployments, other runs and signals during a run lose no text and no event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,10 @@ from lbagent.state import files
 from tests.helpers.faults import (
     insert_lines,
     list_running,
-    only_line,
+    make_server_lines,
+    read_only_line,
     replace_haproxy,
     restore_haproxy,
-    server_lines,
     set_reload_command,
 )
 from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, LoadBalancer, member_line, wait_until
@@ -27,21 +26,15 @@ from tests.helpers.real_programs import CONFIG, LBAGENT, Haproxy, LoadBalancer, 
 WEB1, WEB2, WEB3 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 4))
 
 FIRST_TIME = 'mkdir "$0.done" 2>/dev/null'
-"""Shell words that are true the first time their script is run."""
+"""A shell condition that is true in the first run of its script."""
 
 PAUSING = 'touch "$0.started"; while [ -e "$0" ] && [ ! -e "$0.go" ]; do sleep 0.02; done'
-"""Shell words that say they have begun, and wait until they may go on, or their folder is gone."""
+"""Shell commands that report their start and wait for permission to continue, or until their folder is removed."""
 
 WAITING = f'{PAUSING}; exec "$real" "$@"'
 
 
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer() as made:
-        yield made
-
-
-# The operator saves
+# Edits by the operator
 
 
 SAVES = {
@@ -52,34 +45,36 @@ SAVES = {
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_while_haproxy_checks_keeps_his_text_and_gets_our_lines(lb: LoadBalancer, save: str) -> None:
+def test_an_edit_saved_during_haproxy_c_is_kept_and_gets_the_managed_lines(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && {{ {save.format(cfg=lb.cfg)}; }}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator + b"# his\n", make_server_lines(lb, 1))
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
-def test_operator_who_saves_during_every_attempt_keeps_his_text_and_we_give_way(lb: LoadBalancer, save: str) -> None:
+def test_edits_saved_during_every_attempt_are_kept_and_the_run_gives_up(lb: LoadBalancer, save: str) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{save.format(cfg=lb.cfg)}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 6
-    assert only_line(done).endswith("haproxy.cfg was saved by another process during each of 5 attempts; run again")
+    assert read_only_line(done).endswith(
+        "haproxy.cfg was saved by another process during each of 5 attempts; run again"
+    )
     assert lb.text == operator + b"# his\n" * 5
-    assert (sorted(lb.members()), lb.staged()) == (["web1"], [])
+    assert (sorted(lb.members()), lb.list_staged()) == (["web1"], [])
     restore_haproxy(lb)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator + b"# his\n" * 5, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + b"# his\n" * 5, make_server_lines(lb, 1, 2))
 
 
-def test_operator_who_saves_the_same_text_again_costs_nothing(lb: LoadBalancer) -> None:
+def test_saving_the_same_text_again_costs_no_second_attempt(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.count_checks()
     script = (
@@ -91,23 +86,23 @@ def test_operator_who_saves_the_same_text_again_costs_nothing(lb: LoadBalancer) 
 
     assert done.returncode == 0
     assert lb.checks == 1
-    assert lb.text == insert_lines(operator, server_lines(lb, 1))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1))
 
 
-def test_operator_who_saves_a_broken_text_keeps_it_and_is_told(lb: LoadBalancer) -> None:
+def test_an_invalid_edit_is_kept_and_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && echo "  nonsense" >>{lb.cfg}\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 4
-    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in only_line(done)
+    assert read_only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert f"{lb.cfg}:{len(operator.splitlines()) + 1}" in read_only_line(done)
     assert lb.text == operator + b"  nonsense\n"
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: LoadBalancer) -> None:
+def test_a_server_line_that_the_operator_adds_during_a_run_has_priority(lb: LoadBalancer) -> None:
     operator = lb.text
     by_hand = f"    server web1 127.0.0.11:{lb.port} weight 7\n"
     replace_haproxy(lb, f'{FIRST_TIME} && echo "{by_hand[:-1]}" >>{lb.cfg}\nexec "$real" "$@"')
@@ -115,27 +110,27 @@ def test_operator_who_writes_a_line_by_hand_meanwhile_wins(lb: LoadBalancer) -> 
     done = lb.join(WEB1, WEB2)
 
     assert done.returncode == 0
-    assert lb.text == insert_lines(operator + by_hand.encode(), server_lines(lb, 2))
+    assert lb.text == insert_lines(operator + by_hand.encode(), make_server_lines(lb, 2))
 
 
-def test_operator_who_removes_haproxy_cfg_meanwhile_does_not_find_it_again(lb: LoadBalancer) -> None:
+def test_a_haproxy_cfg_removed_during_a_run_is_not_written_again(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, f'{FIRST_TIME} && mv {lb.cfg} {lb.cfg}.away\nexec "$real" "$@"')
 
     done = lb.join(WEB1)
 
     assert done.returncode == 1
-    assert only_line(done) == f"{lb.cfg}: No such file or directory"
+    assert read_only_line(done) == f"{lb.cfg}: No such file or directory"
     assert not lb.cfg.exists()
-    assert lb.staged() == []
+    assert lb.list_staged() == []
     Path(f"{lb.cfg}.away").rename(lb.cfg)
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_our_lines(lb: LoadBalancer) -> None:
+def test_an_edit_saved_during_a_failing_reload_is_kept_without_the_new_lines(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -144,14 +139,14 @@ def test_operator_who_saves_during_a_reload_that_fails_keeps_his_text_without_ou
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert lb.text == insert_lines(operator + b"# his\n", server_lines(lb, 1))
+        assert read_only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert lb.text == insert_lines(operator + b"# his\n", make_server_lines(lb, 1))
         assert set(haproxy.servers()) == {"web1"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: LoadBalancer) -> None:
-    # What scp, or an editor that writes in place, has written so far is not all of his text.
+def test_an_editor_that_saves_in_place_loses_nothing(lb: LoadBalancer) -> None:
+    # scp and editors that write in place have written only a part of the text so far.
     operator, rest = lb.text, b"# the second half\n"
     with lb.cfg.open("r+b", buffering=0) as editor:
         editor.truncate()
@@ -162,11 +157,11 @@ def test_operator_who_is_halfway_through_saving_in_place_loses_nothing(lb: LoadB
     assert done.returncode == 6
     assert lb.text == operator + rest
     assert lb.join(WEB2).returncode == 0
-    assert lb.text == insert_lines(operator + rest, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator + rest, make_server_lines(lb, 1, 2))
 
 
 @pytest.mark.parametrize("how", ["in place", "by rename"])
-def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) -> None:
+def test_a_text_saved_after_the_last_comparison_is_restored(tmp_path: Path, how: str) -> None:
     cfg, his = tmp_path / "haproxy.cfg", tmp_path / "his"
     cfg.write_bytes(b"as it was read\n")
     his.write_bytes(b"his\n")
@@ -182,8 +177,8 @@ def test_text_saved_after_the_last_look_is_given_back(tmp_path: Path, how: str) 
     assert os.listdir(tmp_path) == ["haproxy.cfg"]
 
 
-def test_link_flipped_after_the_last_look_is_noticed(lb: LoadBalancer) -> None:
-    old, new = _released(lb, relative=True)
+def test_a_link_changed_after_the_last_comparison_is_detected(lb: LoadBalancer) -> None:
+    old, new = _create_releases(lb, relative=True)
     target = files.read_target(str(lb.cfg))
 
     with files.stage_text(target, b"ours\n") as path:
@@ -196,9 +191,9 @@ def test_link_flipped_after_the_last_look_is_noticed(lb: LoadBalancer) -> None:
     assert sorted(os.listdir(old.parent)) == [".haproxy.cfg.lbagent-previous", "haproxy.cfg"]
 
 
-def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
+def test_a_reader_of_haproxy_cfg_gets_the_old_text_or_the_new_one(lb: LoadBalancer) -> None:
     operator = lb.text
-    whole = {insert_lines(operator, server_lines(lb, *range(1, number + 1))) for number in range(13)}
+    whole = {insert_lines(operator, make_server_lines(lb, *range(1, number + 1))) for number in range(13)}
     found, ended = set[bytes](), threading.Event()
 
     def reading() -> None:
@@ -221,11 +216,11 @@ def test_who_reads_haproxy_cfg_reads_the_old_text_or_the_new_one(lb: LoadBalance
     assert found <= whole
 
 
-# A deployment flips the link
+# Deployments that change a link
 
 
-def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
-    """haproxy.cfg as a link to releases/1/haproxy.cfg, with a release 2 that differs beside it."""
+def _create_releases(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
+    """Make haproxy.cfg a link to releases/1/haproxy.cfg; returns this file and a different one of release 2."""
     old, new = (lb.etc / "releases" / number / "haproxy.cfg" for number in ("1", "2"))
     for path in (old, new):
         path.parent.mkdir(parents=True)
@@ -238,10 +233,10 @@ def _released(lb: LoadBalancer, *, relative: bool) -> tuple[Path, Path]:
 
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["relative", "absolute"])
-def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into_the_new_release(
+def test_a_deployment_that_changes_the_link_during_haproxy_c_gets_the_managed_lines(
     lb: LoadBalancer, kind: str
 ) -> None:
-    old, new = _released(lb, relative=kind == "relative")
+    old, new = _create_releases(lb, relative=kind == "relative")
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before, after = old.read_bytes(), new.read_bytes()
@@ -254,14 +249,14 @@ def test_deployment_that_flips_the_link_while_haproxy_checks_gets_our_lines_into
         assert (done.returncode, done.stderr) == (0, b"")
         assert os.readlink(lb.cfg) == str(to)
         assert old.read_bytes() == before
-        assert new.read_bytes() == insert_lines(after, server_lines(lb, 1, 2))
+        assert new.read_bytes() == insert_lines(after, make_server_lines(lb, 1, 2))
         assert set(haproxy.servers()) == {"web1", "web2"}
         assert [path.name for path in old.parent.iterdir() if path.name.endswith(("staged", "old"))] == []
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_deployment_that_flips_the_link_of_a_folder_gets_our_lines_into_the_new_release(lb: LoadBalancer) -> None:
-    old, new = _released(lb, relative=True)
+def test_a_deployment_that_changes_the_link_of_a_folder_gets_the_managed_lines(lb: LoadBalancer) -> None:
+    old, new = _create_releases(lb, relative=True)
     (lb.etc / "current").symlink_to("releases/1")
     lb.roles.write_text(lb.roles.read_text().replace(str(lb.cfg), f"{lb.etc}/current/haproxy.cfg"))
     before, after = old.read_bytes(), new.read_bytes()
@@ -272,19 +267,19 @@ def test_deployment_that_flips_the_link_of_a_folder_gets_our_lines_into_the_new_
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert old.read_bytes() == before
-    assert new.read_bytes() == insert_lines(after, server_lines(lb, 1))
+    assert new.read_bytes() == insert_lines(after, make_server_lines(lb, 1))
     assert sorted(os.listdir(old.parent)) == ["haproxy.cfg"]
 
 
-# What a file is beyond its text
+# Attributes of the file
 
 
-def _xattrs(path: Path) -> dict[str, bytes]:
+def _read_xattrs(path: Path) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in os.listxattr(path)}
 
 
 def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
-    target, _ = _released(lb, relative=True)
+    target, _ = _create_releases(lb, relative=True)
     operator = target.read_bytes()
     os.chown(target, 1234, 2345)
     target.chmod(0o2640)
@@ -292,19 +287,19 @@ def test_owner_mode_xattrs_and_link_are_kept(lb: LoadBalancer) -> None:
         os.setxattr(target, "user.checksum", b"\0binary\xff")
     except OSError:
         pytest.skip("no xattrs here")
-    before = (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _xattrs(target))
+    before = (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _read_xattrs(target))
 
     done = lb.join(WEB1)
 
     assert done.returncode == 0
-    assert target.read_bytes() == insert_lines(operator, server_lines(lb, 1))
-    assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _xattrs(target)) == before
+    assert target.read_bytes() == insert_lines(operator, make_server_lines(lb, 1))
+    assert (target.stat().st_uid, target.stat().st_gid, target.stat().st_mode, _read_xattrs(target)) == before
     assert os.readlink(lb.cfg) == "releases/1/haproxy.cfg"
     previous = target.with_name(".haproxy.cfg.lbagent-previous")
     assert (previous.read_bytes(), previous.stat().st_uid, previous.stat().st_mode) == (operator, 1234, before[2])
 
 
-def test_staged_text_is_never_readable_for_others_than_haproxy_cfg_is(lb: LoadBalancer) -> None:
+def test_a_staged_text_is_never_readable_by_more_users_than_haproxy_cfg(lb: LoadBalancer) -> None:
     lb.cfg.chmod(0o600)
     replace_haproxy(lb, f'stat -c %a {lb.etc}/.*lbagent-* >"$0.modes"\nexec "$real" "$@"')
 
@@ -341,7 +336,7 @@ def test_everything_the_operator_wrote_stays_byte_for_byte(lb: LoadBalancer, tem
     ending = b"\r\n" if operator.count(b"\r\n") > 1 else b"\n"
     complete = operator if operator.endswith(b"\n") else operator + ending
     marker = next(line for line in complete.split(b"\n") if b"# additional" in line)
-    ours = marker[: marker.index(b"#")] + server_lines(lb, 1)[0].encode() + ending
+    ours = marker[: marker.index(b"#")] + make_server_lines(lb, 1)[0].encode() + ending
 
     joined = lb.join(WEB1)
     text = lb.text
@@ -353,13 +348,13 @@ def test_everything_the_operator_wrote_stays_byte_for_byte(lb: LoadBalancer, tem
 
 
 @pytest.mark.parametrize("template", [HARD["no-final-line-end"], HARD["crlf-no-final-line-end"]])
-def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb: LoadBalancer, template: bytes) -> None:
-    lb.text = operator = lb.filled(template.decode()).encode()
+def test_a_missing_final_line_end_stays_missing_while_no_line_is_written(lb: LoadBalancer, template: bytes) -> None:
+    lb.text = operator = lb.fill_template(template.decode()).encode()
 
     lb.leave(WEB1)
 
     assert lb.text == operator
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
 # Several runs
@@ -367,23 +362,23 @@ def test_missing_final_line_end_stays_missing_while_we_have_nothing_to_write(lb:
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_two_handles_and_an_apply_at_once_end_with_everything_served(lb: LoadBalancer) -> None:
+def test_two_handlers_and_an_apply_at_once_end_with_every_node_served(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         for number in range(1, 16, 2):
             two = [member_line(f"web{one}", f"127.0.0.{one + 10}") for one in (number, number + 1)]
             runs = [lb.start_handle("member-join", line) for line in two]
             runs.append(subprocess.Popen([LBAGENT, "apply"], env=lb.env, stdout=-1, stderr=-1))
-            said = [(*run.communicate(), run.returncode) for run in runs]
+            output = [(*run.communicate(), run.returncode) for run in runs]
             text, serving = lb.text, set(haproxy.servers())
 
-            assert [status for _, _, status in said] == [0, 0, 0], said
-            assert text == insert_lines(operator, server_lines(lb, *range(1, number + 2)))
+            assert [status for _, _, status in output] == [0, 0, 0], output
+            assert text == insert_lines(operator, make_server_lines(lb, *range(1, number + 2)))
             assert serving == {f"web{one}" for one in range(1, number + 2)}
-            assert (lb.spooled(), lb.staged()) == ([], [])
+            assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_an_apply_is_applied_when_the_apply_ends(lb: LoadBalancer) -> None:
     # The handler that finds the lock busy relies on it.
     operator = lb.text
     replace_haproxy(lb, "exit 1")
@@ -396,11 +391,11 @@ def test_event_that_comes_while_apply_is_at_work_is_in_when_apply_ends(lb: LoadB
         apply.communicate()
 
     assert (queued.returncode, apply.returncode) == (0, 0)
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_another_is_applied_when_that_ends(lb: LoadBalancer) -> None:
     # The record folded first was `1`, the spool was empty: the second event is `1` again, and another.
     operator = lb.text
     replace_haproxy(lb, WAITING)
@@ -413,11 +408,11 @@ def test_event_that_comes_while_another_is_at_work_is_in_when_that_ends(lb: Load
 
     assert (queued.returncode, queued.stderr, first.returncode) == (0, b"", 0)
     assert text == operator
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_query_is_applied_when_the_query_is_answered(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     replace_haproxy(lb, WAITING)
@@ -429,11 +424,11 @@ def test_event_that_comes_while_a_query_is_at_work_is_in_when_that_is_answered(l
         query.communicate()
 
     assert (queued.returncode, query.returncode) == (0, 0)
-    assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *server_lines(lb, 2)])
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator, ["# lbagent paused web1 127.0.0.11 role=web", *make_server_lines(lb, 2)])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_has_failed(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_during_a_failing_run_is_stored(lb: LoadBalancer) -> None:
     operator = lb.text
     replace_haproxy(lb, WAITING.replace('exec "$real" "$@"', "exit 1"))
     with lb.start_handle("member-join", WEB1) as first:
@@ -445,21 +440,21 @@ def test_event_that_comes_while_a_run_is_about_to_fail_is_remembered_when_that_h
     assert (queued.returncode, first.returncode) == (0, 4)
     assert lb.text == operator
     assert sorted(lb.members()) == ["web1", "web2"]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: LoadBalancer) -> None:
+def test_a_lock_held_by_another_process_leaves_the_event_in_the_spool(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
     with (lb.state / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = lb.join(WEB2)
-        assert (lb.text, len(lb.spooled())) == (before, 1)
+        assert (lb.text, len(lb.list_spool())) == (before, 1)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert lb.run("apply").returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2))
 
 
 # Signals
@@ -467,7 +462,7 @@ def test_lock_held_by_somebody_else_leaves_the_event_in_the_spool(lb: LoadBalanc
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
 @pytest.mark.parametrize("verb", ["handle", "apply"])
-def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no_process(
+def test_a_run_terminated_during_haproxy_c_leaves_no_file_and_no_process(
     lb: LoadBalancer, number: signal.Signals, verb: str
 ) -> None:
     operator = lb.text
@@ -483,24 +478,24 @@ def test_run_that_is_told_to_end_in_the_middle_of_a_check_leaves_no_trace_and_no
     ):
         wait_until((lb.bin / "haproxy.started").exists)
         run.send_signal(number)
-        _, said = run.communicate()
+        _, output = run.communicate()
         orphans = list_running(f"{lb.bin}/haproxy")
         (lb.bin / "haproxy.go").touch()
 
-    assert (run.returncode, said) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
+    assert (run.returncode, output) == (130, b"lbagent: interrupted; stored events stay for the next run\n")
     assert lb.text == before
-    assert lb.staged() == []
+    assert lb.list_staged() == []
     assert orphans == []
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2, 3))
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "TERM"])
-def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(
+def test_a_run_terminated_during_the_reload_is_finished_by_the_next_run(
     lb: LoadBalancer, number: signal.Signals
 ) -> None:
     operator = lb.text
@@ -519,6 +514,6 @@ def test_run_that_is_told_to_end_during_the_reload_is_finished_by_the_next(
         done = lb.join(WEB3)
 
         assert done.returncode == 0
-        assert lb.text == insert_lines(operator, server_lines(lb, 1, 2, 3))
+        assert lb.text == insert_lines(operator, make_server_lines(lb, 1, 2, 3))
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])

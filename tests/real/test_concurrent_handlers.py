@@ -1,4 +1,4 @@
-"""Many `lbagent handle` processes at once: nothing is lost, and what can be one batch is one batch."""
+"""Many `lbagent handle` processes at once lose no event and need few batches."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def ended(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
-    """The exit status and words of each, all of them waited for."""
-    said = [process.communicate(timeout=120) for process in started]
-    return [(process.returncode, *words) for process, words in zip(started, said, strict=True)]
+def wait_for_all(started: list[subprocess.Popen[bytes]]) -> list[tuple[int, bytes, bytes]]:
+    """Wait for all processes; returns exit status, stdout and stderr of each."""
+    output = [process.communicate(timeout=120) for process in started]
+    return [(process.returncode, *words) for process, words in zip(started, output, strict=True)]
 
 
 def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
@@ -37,7 +37,7 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
             lb.start_handle("member-join", member_line(name, address))
             for name, address in zip(NAMES, ADDRESSES, strict=True)
         ]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         print(f"{CROWD} handlers at once: {lb.checks} runs of haproxy -c")
         assert set(ends) == {(0, b"", b"")}
@@ -49,10 +49,10 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
         assert lb.checks <= FAR_BELOW
         assert haproxy.reloads() == (0, 0)
         assert [entry["outcome"] for entry in lb.history()] == ["applied"] * lb.checks
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: LoadBalancer) -> None:
+def test_a_thousand_nodes_in_one_event_take_one_check_and_no_reload(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         names = [f"web{number}" for number in range(1, 1001)]
         addresses = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(1000)]
@@ -64,7 +64,7 @@ def test_a_thousand_nodes_in_one_event_are_one_check_and_no_reload(lb: LoadBalan
         assert (lb.checks, haproxy.reloads()) == (1, (0, 0))
 
 
-def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalancer) -> None:
+def test_joins_pauses_and_leaves_at_once_end_with_the_right_state_of_each_node(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         staying, pausing, leaving = (range(start, 60, 3) for start in (0, 1, 2))
         lb.join(*(member_line(NAMES[number], ADDRESSES[number]) for number in (*pausing, *leaving)))
@@ -77,7 +77,7 @@ def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalan
         started += [
             lb.start_handle("member-leave", member_line(NAMES[number], ADDRESSES[number])) for number in leaving
         ]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         assert set(ends) == {(0, b"", b"")}
         assert lb.managed == [
@@ -87,23 +87,23 @@ def test_joins_pauses_and_leaves_at_once_end_as_each_node_was_told(lb: LoadBalan
             for number in range(60)
             if number not in leaving
         ]
-        assert haproxy.serving() == {NAMES[number] for number in staying}
-        assert (lb.spooled(), lb.staged()) == ([], [])
+        assert haproxy.find_serving() == {NAMES[number] for number in staying}
+        assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def test_an_event_that_comes_twice_at_once_counts_once(lb: LoadBalancer) -> None:
+def test_an_event_that_arrives_twice_at_once_is_applied_once(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         started = [lb.start_handle("member-join", member_line("web1", "127.0.1.1")) for _ in range(20)]
-        ends = ended(started)
+        ends = wait_for_all(started)
 
         assert set(ends) == {(0, b"", b"")}
         assert lb.managed == [lb.server("web1", "127.0.1.1")]
         assert (lb.checks, haproxy.reloads()) == (1, (0, 0))
 
 
-# Unlock, look, try-lock is repeated until the spool is empty, whoever held the lock.
+# Every run repeats unlock, read spool, try-lock until the spool is empty.
 @pytest.mark.parametrize("verb", ["handle", "query", "apply"])
-def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(lb: LoadBalancer, verb: str) -> None:
+def test_an_event_that_arrives_during_another_run_is_applied_by_that_run(lb: LoadBalancer, verb: str) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(member_line("web1", "127.0.1.1"), member_line("web2", "127.0.1.2"))
         before, gate = lb.checks, lb.hold_checks()
@@ -120,5 +120,5 @@ def test_an_event_that_comes_while_another_run_is_under_way_is_done_by_that_run(
             gate.touch()
             first.communicate()
 
-        assert (first.returncode, second.returncode, lb.spooled()) == (0, 0, [])
+        assert (first.returncode, second.returncode, lb.list_spool()) == (0, 0, [])
         assert "web3" in haproxy.servers()

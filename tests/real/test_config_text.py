@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, binaries, member_line
+from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, member_line
 
 pytestmark = pytest.mark.real
 
@@ -18,24 +18,18 @@ LF = "\n"
 MARKER = "    # additional-lb-iis-server\n"
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
 @pytest.fixture
 def lb(binary: Path) -> Iterator[LoadBalancer]:
     with LoadBalancer(binary=binary) as made:
         yield made
 
 
-def starts_with(lb: LoadBalancer, text: str) -> None:
-    lb.cfg.write_text(lb.filled(text))
+def write_config(lb: LoadBalancer, text: str) -> None:
+    lb.cfg.write_text(lb.fill_template(text))
 
 
-def without_reload(lb: LoadBalancer) -> bool:
-    """Whether the last change was made through the runtime API."""
+def is_without_reload(lb: LoadBalancer) -> bool:
+    """Return whether the last change was made through the runtime API."""
     return not lb.history()[-1]["words"].count("HAProxy reloaded") and "without a reload" in lb.history()[-1]["words"]
 
 
@@ -64,15 +58,15 @@ def without_reload(lb: LoadBalancer) -> bool:
         ("\n", "\r\n"),
     ],
 )
-def test_a_join_needs_no_reload_however_the_text_is_written(lb: LoadBalancer, old: str, new: str) -> None:
+def test_a_join_needs_no_reload_in_any_style_of_haproxy_cfg(lb: LoadBalancer, old: str, new: str) -> None:
     assert old in CONFIG
-    lb.cfg.write_bytes(lb.filled(CONFIG.replace(old, new)).encode())
+    lb.cfg.write_bytes(lb.fill_template(CONFIG.replace(old, new)).encode())
     before = lb.text
     with Haproxy(lb) as haproxy:
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
         added = f"    {lb.server('web01', '127.0.0.11')}{new if old == LF else LF}".encode()
         assert lb.text.replace(added, b"") == before
@@ -82,7 +76,7 @@ def test_a_join_needs_no_reload_however_the_text_is_written(lb: LoadBalancer, ol
 def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
     lb: LoadBalancer, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts_with(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
+    write_config(lb, CONFIG.replace("{socket}", written.replace("{", "{{").replace("}", "}}")))
     monkeypatch.setenv("WHERE", str(lb.socket))
     monkeypatch.setenv("FOLDER", str(lb.folder))
     with Haproxy(lb) as haproxy:
@@ -93,30 +87,30 @@ def test_a_stats_socket_is_found_by_the_variables_of_the_haproxy_that_runs(
         checked = lb.run("check").stdout.decode()
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers()) == ["web01"]
         assert f"stats-answer: {lb.socket}: worker {haproxy.worker()} answers with level admin" in checked
 
 
-def test_a_proxy_is_called_as_the_haproxy_that_runs_calls_it(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    starts_with(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
+def test_a_proxy_has_the_name_that_the_running_haproxy_uses(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(lb, CONFIG.replace("listen lb-iis", 'listen "$PROXY"'))
     monkeypatch.setenv("PROXY", "shop")
     with Haproxy(lb) as haproxy:
         monkeypatch.setenv("PROXY", "none")
 
         lb.join(WEB01)
 
-        assert without_reload(lb)
+        assert is_without_reload(lb)
         assert list(haproxy.servers("shop")) == ["web01"]
 
         lb.leave(WEB01)
 
-        assert without_reload(lb)
-        assert haproxy.serving("shop") == set()
+        assert is_without_reload(lb)
+        assert haproxy.find_serving("shop") == set()
 
 
 TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
-"""A second proxy below the first, which has no marker then."""
+"""A second proxy below the first one, with the marker of the first one."""
 
 
 @pytest.mark.parametrize(
@@ -126,7 +120,7 @@ TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
 def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
     lb: LoadBalancer, section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
+    write_config(lb, TWO.replace(MARKER, "", 1).replace("{section}", section))
     monkeypatch.setenv("NAME", "b")
     monkeypatch.setenv("KIND", "backend")
     with Haproxy(lb) as haproxy:
@@ -145,13 +139,15 @@ def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
         ('"$HAPROXY_NOBODY_SETS_THIS"\nbackend b\n"${{HAPROXY_NOBODY_SETS_THIS-balance}}" leastconn', "b"),
     ],
 )
-def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: LoadBalancer, section: str, name: str) -> None:
+def test_a_change_that_depends_on_haproxys_own_variables_is_applied_by_a_reload(
+    lb: LoadBalancer, section: str, name: str
+) -> None:
     end = ".endif\n" if section.count(".if") > section.count(".endif") else ""
-    starts_with(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
+    write_config(lb, TWO.replace(MARKER, "", 1).replace("{section}", section) + end)
     with Haproxy(lb) as haproxy:
         for found in (lb.join(WEB01), lb.join(WEB02), lb.leave(WEB01)):
             assert (found.returncode, found.stderr) == (0, b"")
-            assert not without_reload(lb)
+            assert not is_without_reload(lb)
 
         assert (list(haproxy.servers()), list(haproxy.servers(name))) == (["first"], ["web02"])
 
@@ -169,13 +165,13 @@ def test_what_only_haproxy_can_tell_is_applied_by_a_reload(lb: LoadBalancer, sec
         (CONFIG.replace("listen lb", ".if 0\nlisten lb") + ".endif\n", False),
     ],
 )
-def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
-    starts_with(lb, text)
+def test_a_marker_in_a_part_that_haproxy_ignores_costs_no_reload(lb: LoadBalancer, text: str, active: bool) -> None:  # noqa: FBT001
+    write_config(lb, text)
     with Haproxy(lb) as haproxy:
         worker = haproxy.worker()
         lb.join(WEB01)
         lb.join(WEB02)
-        lb.say("pause", "web01", 1)
+        lb.send_command("pause", "web01", 1)
         before = lb.text
         again = lb.run("apply"), lb.run("plan")
 
@@ -183,13 +179,13 @@ def test_a_marker_that_haproxy_passes_over_costs_no_reload(lb: LoadBalancer, tex
         assert lb.text == before
         assert haproxy.worker() == worker
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", lb.server("web02", "127.0.0.12")]
-        assert haproxy.serving() == ({"web02"} if active else set())
+        assert haproxy.find_serving() == ({"web02"} if active else set())
 
 
 @pytest.mark.parametrize("condition", ["1", "0", "defined(PATH)", '"$NOBODY_SETS_THIS"', "feature(THREAD)"])
 def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition: str) -> None:
     weighted = f"    default-server weight 5\n{MARKER}"
-    starts_with(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
+    write_config(lb, CONFIG.replace(MARKER, f".if {condition}\n{MARKER}.else\n{weighted}.endif\n"))
     with Haproxy(lb) as haproxy:
         joined = lb.join(WEB01, WEB02)
         left = lb.leave(WEB02)
@@ -197,12 +193,12 @@ def test_a_marker_may_be_in_both_branches_of_one_if(lb: LoadBalancer, condition:
 
         assert [(one.returncode, one.stderr) for one in (joined, left)] == [(0, b"")] * 2
         assert lb.managed == [lb.server("web01", "127.0.0.11")] * 2
-        assert haproxy.serving() == {"web01"}
+        assert haproxy.find_serving() == {"web01"}
         assert "marker-duplicate" not in checked
 
 
 def test_a_marker_twice_in_one_branch_is_refused(lb: LoadBalancer) -> None:
-    starts_with(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
+    write_config(lb, CONFIG.replace(MARKER, f".if 1\n{MARKER}{MARKER}.endif\n"))
     before = lb.text
 
     ended = lb.join(WEB01)

@@ -1,4 +1,4 @@
-"""A run that is killed: haproxy.cfg is whole, and the next event finishes what was begun."""
+"""After kill -9 at any moment haproxy.cfg is complete, and the next event finishes the change."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pytest
 from lbagent.state.lock import is_locked
 from tests.helpers.faults import (
     insert_lines,
+    list_spool_records,
+    list_stored_nodes,
     replace_haproxy,
     restore_haproxy,
     set_reload_command,
-    spool_records,
-    stored_nodes,
 )
 from tests.helpers.real_programs import RELOADING, ROLES, Haproxy, LoadBalancer, default_binary, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
 KILLS = int(os.environ.get("LBAGENT_KILLS", "40"))
-"""How many runs are killed at a random moment; 200 for a long look."""
+"""The number of runs that are killed at a random moment; 200 for a long test."""
 
 KILLED = -9
 
 ONCE = 'if mkdir "$0.done" 2>/dev/null; then kill -9 $PPID; exit; fi\n'
-"""Kills lbagent, which has started this script, the first time it is run."""
+"""A shell command that kills lbagent, the parent of its script, in the first run."""
 
 
 @pytest.fixture
@@ -45,32 +45,32 @@ def haproxy(lb: LoadBalancer) -> Iterator[Haproxy]:
         yield running
 
 
-def address(name: str) -> str:
+def make_address(name: str) -> str:
     number = int(name.removeprefix("web"))
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
-def joining(lb: LoadBalancer, name: str) -> subprocess.CompletedProcess[bytes]:
-    return lb.join(member_line(name, address(name)))
+def join_node(lb: LoadBalancer, name: str) -> subprocess.CompletedProcess[bytes]:
+    return lb.join(member_line(name, make_address(name)))
 
 
-def expected(lb: LoadBalancer, operator: bytes, names: Iterable[str]) -> bytes:
-    """The one text haproxy.cfg may be when these nodes are in it."""
-    return insert_lines(operator, [lb.server(name, address(name)) for name in sorted(names)])
+def make_expected_text(lb: LoadBalancer, operator: bytes, names: Iterable[str]) -> bytes:
+    """Return the only valid haproxy.cfg with these nodes."""
+    return insert_lines(operator, [lb.server(name, make_address(name)) for name in sorted(names)])
 
 
-def standing(lb: LoadBalancer) -> set[str]:
+def list_managed_nodes(lb: LoadBalancer) -> set[str]:
     return {line.split()[1] for line in lb.managed}
 
 
-def accepted(text: bytes, beside: Path) -> bool:
+def is_accepted(text: bytes, beside: Path) -> bool:
     beside.write_bytes(text)
     return subprocess.run([default_binary(), "-c", "-f", beside], check=False, capture_output=True).returncode == 0
 
 
-def killed_at_random(lb: LoadBalancer, names: list[str], moment: float) -> bool:
-    """Start a run for each of these nodes, kill them all after `moment` seconds; whether one was still at work."""
-    runs = [lb.start_handle("member-join", member_line(name, address(name))) for name in names]
+def kill_runs(lb: LoadBalancer, names: list[str], moment: float) -> bool:
+    """Start a run for each node and kill all after `moment` seconds; returns whether one was still running."""
+    runs = [lb.start_handle("member-join", member_line(name, make_address(name))) for name in names]
     time.sleep(moment)
     for run in runs:
         run.kill()
@@ -81,17 +81,17 @@ def killed_at_random(lb: LoadBalancer, names: list[str], moment: float) -> bool:
     return KILLED in [run.returncode for run in runs]
 
 
-def whole_and_nothing_more(lb: LoadBalancer, operator: bytes, before: set[str], *, single: bool) -> bool:
-    """Whether haproxy.cfg is one text out of old and new; True where there is work to be finished."""
-    after, kept = standing(lb), stored_nodes(lb)
-    assert lb.text == expected(lb, operator, after)
-    # A batch of several runs may have been on its way; of one run there is only before and after.
+def check_text_is_complete(lb: LoadBalancer, operator: bytes, before: set[str], *, single: bool) -> bool:
+    """Fail unless haproxy.cfg is a complete text; returns whether the next event has to finish the change."""
+    after, kept = list_managed_nodes(lb), list_stored_nodes(lb)
+    assert lb.text == make_expected_text(lb, operator, after)
+    # With several runs a part of the events may be applied; with one run only none or all.
     assert after in (before, kept) if single else before <= after <= kept
     return after != kept
 
 
-@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["told", "reloaded"], indirect=True)
-def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_nothing(
+@pytest.mark.parametrize("lb", [ROLES, RELOADING], ids=["runtime", "reload"], indirect=True)
+def test_kill_9_at_any_moment_leaves_a_complete_text_and_the_next_event_applies_all(
     lb: LoadBalancer, haproxy: Haproxy, tmp_path: Path
 ) -> None:
     operator, texts = lb.text, set[bytes]()
@@ -101,93 +101,91 @@ def test_kill_9_at_any_moment_leaves_a_whole_text_and_the_next_event_misses_noth
     number, lasted, caught, unfinished = 0, 0.2, 0, 0
 
     for kill in range(KILLS):
-        before = standing(lb)
+        before = list_managed_nodes(lb)
         names = [f"web{number + one:04}" for one in range(1, 4 if kill % 4 == 3 else 2)]
         number += len(names) + 1
         last = f"web{number:04}"
-        caught += killed_at_random(lb, names, chance.uniform(0, lasted))
-        unfinished += whole_and_nothing_more(lb, operator, before, single=len(names) == 1)
-        whole = {*stored_nodes(lb), last}
+        caught += kill_runs(lb, names, chance.uniform(0, lasted))
+        unfinished += check_text_is_complete(lb, operator, before, single=len(names) == 1)
+        whole = {*list_stored_nodes(lb), last}
         texts.add(lb.text)
 
         begun = time.monotonic()
-        more = joining(lb, last)
+        more = join_node(lb, last)
         lasted = time.monotonic() - begun
 
-        assert (more.returncode, more.stderr, spool_records(lb), lb.staged()) == (0, b"", [], [])
-        assert lb.text == expected(lb, operator, whole)
+        assert (more.returncode, more.stderr, list_spool_records(lb), lb.list_staged()) == (0, b"", [], [])
+        assert lb.text == make_expected_text(lb, operator, whole)
         assert set(haproxy.servers()) == whole
 
     print(f"{caught} of {KILLS} were killed at work, {unfinished} left work to be finished")
     assert caught > KILLS / 2
-    assert [text for text in texts if not accepted(text, tmp_path / "haproxy.cfg")] == []
+    assert [text for text in texts if not is_accepted(text, tmp_path / "haproxy.cfg")] == []
 
 
-def test_killed_between_members_json_and_the_swap(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_before_the_swap_the_next_event_applies_all(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
-    joining(lb, "web001")
+    join_node(lb, "web001")
     before, reloads = lb.text, haproxy.reloads()[0]
     replace_haproxy(lb, ONCE + 'exec "$real" "$@"')
 
-    killed = joining(lb, "web002")
+    killed = join_node(lb, "web002")
 
     assert killed.returncode == KILLED
     assert (lb.text, haproxy.reloads()[0]) == (before, reloads)
     assert sorted(lb.members()) == ["web001", "web002"]
-    assert joining(lb, "web003").returncode == 0
-    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert join_node(lb, "web003").returncode == 0
+    assert lb.text == make_expected_text(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
     assert haproxy.reloads() == (reloads + 1, 0)
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_killed_between_the_swap_and_the_reload(lb: LoadBalancer, mode: str) -> None:
+def test_after_a_kill_before_the_reload_the_next_event_reloads(lb: LoadBalancer, mode: str) -> None:
     operator = lb.text
     with Haproxy(lb, mode) as haproxy:
-        joining(lb, "web001")
+        join_node(lb, "web001")
         worker = haproxy.worker()
-        set_reload_command(lb, f"{ONCE}{_reloading(haproxy)}")
+        set_reload_command(lb, f"{ONCE}{_make_reload_script(haproxy)}")
 
-        killed = joining(lb, "web002")
+        killed = join_node(lb, "web002")
 
         assert killed.returncode == KILLED
-        assert lb.text == expected(lb, operator, ["web001", "web002"])
+        assert lb.text == make_expected_text(lb, operator, ["web001", "web002"])
         assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web001"})
-        assert joining(lb, "web003").returncode == 0
-        assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+        assert join_node(lb, "web003").returncode == 0
+        assert lb.text == make_expected_text(lb, operator, ["web001", "web002", "web003"])
         assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
-def test_killed_between_the_swap_and_the_reload_an_event_that_changes_nothing_finishes_it(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
-    joining(lb, "web001")
+def test_after_a_kill_before_the_reload_an_event_without_a_change_reloads(lb: LoadBalancer, haproxy: Haproxy) -> None:
+    join_node(lb, "web001")
     reloads = haproxy.reloads()[0]
-    set_reload_command(lb, f"{ONCE}{_reloading(haproxy)}")
-    killed = joining(lb, "web002")
+    set_reload_command(lb, f"{ONCE}{_make_reload_script(haproxy)}")
+    killed = join_node(lb, "web002")
     text = lb.text
 
-    again = joining(lb, "web002")
+    again = join_node(lb, "web002")
 
     assert (killed.returncode, again.returncode) == (KILLED, 0)
     assert lb.text == text
     assert set(haproxy.servers()) == {"web001", "web002"}
     assert haproxy.reloads() == (reloads + 1, 0)
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_killed_before_served_json_costs_one_more_reload_at_most(lb: LoadBalancer, haproxy: Haproxy) -> None:
-    joining(lb, "web001")
+def test_after_a_kill_before_served_json_at_most_one_more_reload_is_made(lb: LoadBalancer, haproxy: Haproxy) -> None:
+    join_node(lb, "web001")
     reloads, served = haproxy.reloads()[0], lb.served()
-    set_reload_command(lb, f"{_reloading(haproxy)}\n{ONCE}")
-    killed = joining(lb, "web002")
+    set_reload_command(lb, f"{_make_reload_script(haproxy)}\n{ONCE}")
+    killed = join_node(lb, "web002")
     wait_until(lambda: set(haproxy.servers()) == {"web001", "web002"})
     text = lb.text
 
-    runs = [joining(lb, "web002").returncode for _ in range(3)]
+    runs = [join_node(lb, "web002").returncode for _ in range(3)]
 
     assert killed.returncode == KILLED
     assert served != lb.served()
@@ -197,99 +195,93 @@ def test_killed_before_served_json_costs_one_more_reload_at_most(lb: LoadBalance
     assert haproxy.reloads() in ((reloads + 1, 0), (reloads + 2, 0))
 
 
-def test_killed_before_served_json_the_next_event_brings_everything(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_before_served_json_the_next_event_applies_all(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
-    joining(lb, "web001")
+    join_node(lb, "web001")
     reloads = haproxy.reloads()[0]
-    set_reload_command(lb, f"{_reloading(haproxy)}\n{ONCE}")
-    killed = joining(lb, "web002")
+    set_reload_command(lb, f"{_make_reload_script(haproxy)}\n{ONCE}")
+    killed = join_node(lb, "web002")
 
-    more = joining(lb, "web003")
+    more = join_node(lb, "web003")
 
     assert (killed.returncode, more.returncode) == (KILLED, 0)
-    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert lb.text == make_expected_text(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
     assert haproxy.reloads() == (reloads + 2, 0)
 
 
-def test_a_reload_that_the_master_did_not_hear_of_is_asked_for_again(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_a_reload_signal_that_the_master_missed_is_sent_again(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator, heard = lb.text, lb.folder / "heard"
-    joining(lb, "web001")
+    join_node(lb, "web001")
     reloads = haproxy.reloads()[0]
-    set_reload_command(lb, f"[ ! -e {heard} ] || {_reloading(haproxy)}\n: > {heard}")
+    set_reload_command(lb, f"[ ! -e {heard} ] || {_make_reload_script(haproxy)}\n: > {heard}")
 
-    more = joining(lb, "web002")
+    more = join_node(lb, "web002")
 
     assert (more.returncode, more.stderr) == (0, b"")
-    assert lb.text == expected(lb, operator, ["web001", "web002"])
+    assert lb.text == make_expected_text(lb, operator, ["web001", "web002"])
     assert set(haproxy.servers()) == {"web001", "web002"}
     assert haproxy.reloads() == (reloads + 1, 0)
 
 
-def test_killed_while_it_puts_the_previous_lines_back(lb: LoadBalancer, haproxy: Haproxy) -> None:
+def test_after_a_kill_during_the_roll_back_the_text_is_complete(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
-    joining(lb, "web001")
-    # The operator saves while the reload fails: putting back has to be checked, and is killed there.
+    join_node(lb, "web001")
+    # The operator saves during the failing reload: the roll back runs `haproxy -c`, and is killed there.
     set_reload_command(lb, f"echo '# his' >>{lb.cfg}\nexit 1")
     replace_haproxy(lb, f'grep -q "# his" {lb.cfg} && {{ {ONCE} }}\nexec "$real" "$@"')
     his = operator + b"# his\n"
 
-    killed = joining(lb, "web002")
+    killed = join_node(lb, "web002")
 
     assert killed.returncode == KILLED
-    assert lb.text == expected(lb, his, ["web001", "web002"])
+    assert lb.text == make_expected_text(lb, his, ["web001", "web002"])
     restore_haproxy(lb)
-    set_reload_command(lb, _reloading(haproxy))
-    assert joining(lb, "web003").returncode == 0
-    assert lb.text == expected(lb, his, ["web001", "web002", "web003"])
+    set_reload_command(lb, _make_reload_script(haproxy))
+    assert join_node(lb, "web003").returncode == 0
+    assert lb.text == make_expected_text(lb, his, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_killed_in_the_middle_of_the_swap_the_old_text_can_still_be_put_back(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_after_a_kill_during_the_swap_the_old_text_can_be_restored(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
-    joining(lb, "web001")
+    join_node(lb, "web001")
     set_reload_command(lb, ONCE + "exit 1")
-    killed = joining(lb, "web002")
-    # As a kill leaves it that comes between the two renames of the swap.
+    killed = join_node(lb, "web002")
+    # The state after a kill between the two renames of the swap.
     previous = lb.etc / ".haproxy.cfg.lbagent-previous"
     previous.rename(lb.etc / ".haproxy.cfg.lbagent-old")
 
-    done = joining(lb, "web001")
+    done = join_node(lb, "web001")
 
     assert (killed.returncode, done.returncode) == (KILLED, 5)
-    assert lb.text == expected(lb, operator, ["web001"])
+    assert lb.text == make_expected_text(lb, operator, ["web001"])
     assert set(haproxy.servers()) == {"web001"}
 
 
-def test_killed_between_the_swap_and_a_reload_that_fails_the_old_text_is_put_back(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_after_a_kill_before_a_reload_that_fails_the_old_text_is_restored(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
-    joining(lb, "web001")
+    join_node(lb, "web001")
     set_reload_command(lb, ONCE + "exit 1")
-    killed = joining(lb, "web002")
+    killed = join_node(lb, "web002")
 
-    done = joining(lb, "web003")
+    done = join_node(lb, "web003")
 
     assert (killed.returncode, done.returncode) == (KILLED, 5)
-    assert lb.text == expected(lb, operator, ["web001"])
+    assert lb.text == make_expected_text(lb, operator, ["web001"])
     assert set(haproxy.servers()) == {"web001"}
-    assert lb.staged() == []
+    assert lb.list_staged() == []
 
 
-def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(
-    lb: LoadBalancer, haproxy: Haproxy
-) -> None:
+def test_an_event_that_waited_for_a_killed_run_is_applied_by_the_next(lb: LoadBalancer, haproxy: Haproxy) -> None:
     operator = lb.text
     replace_haproxy(lb, 'touch "$0.started"\nwhile [ -e "$0.started" ]; do sleep 0.02; done\nexec "$real" "$@"')
     started = lb.bin / "haproxy.started"
 
-    with lb.start_handle("member-join", member_line("web001", address("web001"))) as first:
+    with lb.start_handle("member-join", member_line("web001", make_address("web001"))) as first:
         wait_until(started.exists)
-        second = joining(lb, "web002")
+        second = join_node(lb, "web002")
         first.kill()
         first.communicate()
     started.unlink()
@@ -297,14 +289,14 @@ def test_an_event_that_waited_for_a_run_that_was_killed_goes_in_with_the_next(
     assert second.returncode == 0
     assert lb.text == operator
     restore_haproxy(lb)
-    assert joining(lb, "web003").returncode == 0
-    assert lb.text == expected(lb, operator, ["web001", "web002", "web003"])
+    assert join_node(lb, "web003").returncode == 0
+    assert lb.text == make_expected_text(lb, operator, ["web001", "web002", "web003"])
     assert set(haproxy.servers()) == {"web001", "web002", "web003"}
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
-def _reloading(haproxy: Haproxy) -> str:
-    """Shell words that have HAProxy read its file anew."""
+def _make_reload_script(haproxy: Haproxy) -> str:
+    """Return a shell command that reloads HAProxy."""
     if haproxy.mode == "-W":
         return f"kill -USR2 {haproxy.pid}"
     return f"{haproxy.lb.binary} -D -f {haproxy.lb.cfg} -p {haproxy.pidfile} -sf $(cat {haproxy.pidfile})"

@@ -1,4 +1,4 @@
-"""A server joined at run time is the same line after a reload, on every HAProxy; what is not takes a reload.
+"""A server added at run time equals the same line after a reload, on every HAProxy; other changes are reloads.
 
 LBAGENT_SWEEP=1 compares every pair of keywords too (`make test-differential`).
 """
@@ -29,7 +29,7 @@ NEVER = {
     "npn", "pool-conn-name", "proto", "redir", "resolve-net", "resolve-opts", "resolve-prefer", "resolvers",
     "set-proxy-v2-tlv-fmt(0xE1)", "shard", "sigalgs", "slowstart", "socks4", "stick", "tcp-ut", "track", "ws",
 }  # fmt: skip
-"""Keywords that take a reload on every version: `add server` refuses them, or makes another server of them.
+"""Keywords that need a reload on every version: `add server` refuses them or creates a different server.
 
 `proto`, `alpn` and `ws` change the reuse of connections, `slowstart` would begin with the join, `no-ssl` and
 `disabled` leave other states than after a reload, `guid` may be given once only. `curves`, `sigalgs` and
@@ -42,7 +42,7 @@ BY_VERSION: Mapping[str, set[str]] = {
     "3.0": set(),
     "3.2": set(),
 }
-"""Keywords that take a reload on some versions."""
+"""Keywords that need a reload on some versions."""
 
 BY_PROXY = {
     "`balance first` needs an `id` to place a server as a reload does",
@@ -56,7 +56,7 @@ BY_PROXY = {
     "`no-send-proxy-v2` cancels a part of other keywords",
     "`option external-check` does not support checks of dynamic servers",
 }
-"""What else takes a reload."""
+"""Other reasons for a reload."""
 
 NO_COOKIES = "`cookie` without `dynamic` gives no cookie to dynamic servers"
 
@@ -80,7 +80,7 @@ def test_a_server_joined_at_run_time_is_the_same_line_after_a_reload(version: st
 
 
 def manual_keywords(version: str) -> set[str]:
-    """The keywords of section 5.2 of this HAProxy's manual; nothing where it is not installed."""
+    """Return the keywords of section 5.2 of this HAProxy's manual; empty if the manual is not installed."""
     folders = [Path("/usr/share/doc/haproxy"), binaries()[version].resolve().parent / "usr/share/doc/haproxy"]
     for folder in folders:
         path = folder / "configuration.txt.gz"
@@ -105,7 +105,7 @@ def test_every_keyword_of_the_manual_is_compared(version: str) -> None:
     assert keywords - KEYWORDS.keys() == set()
 
 
-def test_a_difference_is_seen() -> None:
+def test_a_difference_is_detected() -> None:
     """The comparison itself: two lines that are not the same server."""
     version = next(iter(binaries()))
     same = Case("check inter 1s weight 5")

@@ -1,4 +1,4 @@
-"""on_pause: drain keeps the line of a paused node, with weight 0: bound clients finish, no new ones come."""
+"""on_pause: drain keeps the line of a paused node with weight 0: only bound clients still use it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.helpers.builders import (
     plan_for,
     planned_text,
 )
-from tests.helpers.daemon import running_watch
-from tests.helpers.http_clients import client_load
-from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, binaries, free_port, wait_until
+from tests.helpers.daemon import run_watch
+from tests.helpers.http_clients import run_clients
+from tests.helpers.real_programs import CONFIG, ROLES, Backend, Haproxy, LoadBalancer, free_port, wait_until
 from tests.helpers.real_programs import member_line as stdin
 
 DRAINING = parse_roles_text(
@@ -53,8 +53,8 @@ IN = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web"
 OUT = "server web01 10.0.0.1:80 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=web"
 
 
-def rebuilt(text: str) -> dict[str, Member]:
-    """The members that the managed lines tell of."""
+def rebuild_members(text: str) -> dict[str, Member]:
+    """Return the members that are rebuilt from the managed lines."""
     return dict(rebuild_membership(Document([("x", text)]), DRAINING, NOW).members)
 
 
@@ -72,13 +72,13 @@ def test_a_paused_node_keeps_its_line_and_its_place_with_weight_0() -> None:
     assert planned_text(out, DRAINING, membership_of(WEB01, WEB02)) == before
 
 
-def test_the_line_of_another_role_is_removed_as_ever() -> None:
+def test_a_paused_node_of_another_role_has_no_line() -> None:
     text = planned_text(TEXT, DRAINING, membership_of(paused_member(member("db01", "10.0.0.9", "db"))))
 
     assert managed_lines(text) == ["# lbagent paused db01 10.0.0.9 role=db"]
 
 
-def test_the_role_that_learns_to_drain_gets_lines_for_its_comments_and_back() -> None:
+def test_a_change_of_on_pause_turns_comments_into_lines_and_back() -> None:
     removing = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis], networks: [10.0.0.0/8]}}\n")
     out = membership_of(paused_member(WEB01))
     comment = planned_text(TEXT, removing, out)
@@ -88,10 +88,10 @@ def test_the_role_that_learns_to_drain_gets_lines_for_its_comments_and_back() ->
     assert planned_text(planned_text(comment, DRAINING, out), removing, out) == comment
 
 
-def test_a_lost_memory_is_read_back_with_its_pauses() -> None:
+def test_a_lost_members_json_is_rebuilt_with_its_pauses() -> None:
     text = planned_text(TEXT, DRAINING, membership_of(paused_member(WEB01), WEB02))
 
-    found = rebuilt(text)
+    found = rebuild_members(text)
 
     assert {name: (one.address, one.role, one.pause is not None) for name, one in found.items()} == {
         "web01": ("10.0.0.1", "web", True),
@@ -119,7 +119,7 @@ def test_without_its_tags_a_comment_stays() -> None:
     assert planned_text(text, DRAINING, membership_of(paused_member(WEB01._replace(tags=None)))) == text
 
 
-def test_a_line_whose_marker_is_gone_drains_too() -> None:
+def test_a_line_whose_marker_is_missing_drains_too() -> None:
     text = f"backend farm\n    {IN}\n"
 
     out = planned_text(text, DRAINING, membership_of(paused_member(WEB01)))
@@ -128,7 +128,7 @@ def test_a_line_whose_marker_is_gone_drains_too() -> None:
     assert planned_text(out, DRAINING, membership_of(WEB01)) == text
 
 
-def test_one_service_whose_marker_is_gone_drains_beside_the_other() -> None:
+def test_one_service_whose_marker_is_missing_drains_beside_the_other() -> None:
     text = "backend both\n    # additional-both-iis-server\n    # additional-both-api-server\n"
     both = planned_text(text, DRAINING, membership_of(WEB01)).replace("    # additional-both-iis-server\n", "")
 
@@ -139,7 +139,7 @@ def test_one_service_whose_marker_is_gone_drains_beside_the_other() -> None:
     assert planned_text(out, DRAINING, membership_of(WEB01)) == planned_text(both, DRAINING, membership_of(WEB01))
 
 
-def test_a_node_that_is_paused_when_it_joins_comes_with_weight_0() -> None:
+def test_a_node_that_is_paused_when_it_joins_gets_weight_0() -> None:
     assert managed_lines(planned_text(TEXT, DRAINING, membership_of(paused_member(WEB01)))) == [OUT]
 
 
@@ -162,13 +162,13 @@ def test_two_load_balancers_have_the_same_digest() -> None:
     assert [line.split()[1] for line in managed_lines(one.after[0])] == ["web01", "web02", "web10"]
 
 
-def test_a_line_that_only_looks_like_one_is_the_operators() -> None:
+def test_a_similar_line_is_the_operators() -> None:
     for line in (OUT.replace("role=web", "role="), f"{OUT} # x", OUT.replace("role=web", "role=a b")):
         assert planned_text(f"backend farm\n    {line}\n", DRAINING, membership_of()) == f"backend farm\n    {line}\n"
-    assert rebuilt(f"backend farm\n    {OUT} # x\n") == {}
+    assert rebuild_members(f"backend farm\n    {OUT} # x\n") == {}
 
 
-def test_it_counts_as_paused() -> None:
+def test_a_draining_node_counts_as_paused() -> None:
     membership = membership_of(paused_member(WEB01), WEB02)
     document = Document([("x", planned_text(TEXT, DRAINING, membership))])
 
@@ -188,18 +188,11 @@ DRAIN = ROLES.replace("    lb: [iis]\n", "    lb: [iis]\n    on_pause: drain\n")
 OFF = DRAIN.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    """Each HAProxy that is here."""
-    path: Path = request.param
-    return path
-
-
 @contextlib.contextmanager
-def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-    """A load balancer with two web nodes, and `lines` in its proxy."""
+def run_load_balancer(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple[LoadBalancer, Haproxy]]:
+    """Run a load balancer with two web nodes, and `lines` in its proxy."""
     text = KEPT_ALIVE.replace("    balance roundrobin\n", f"    balance roundrobin\n{lines}")
-    if lines == TABLE:  # which a reload hands over to the new worker by itself
+    if lines == TABLE:  # a reload transfers it to the new worker
         text = text.replace("defaults\n", f"peers all\n    peer here 127.0.0.1:{free_port()}\n\ndefaults\n", 1)
         text = text.replace("    hard-stop", "    localpeer here\n    hard-stop")
     with contextlib.ExitStack() as stack:
@@ -209,12 +202,12 @@ def running(binary: Path, lines: str = "", roles: str = DRAIN) -> Iterator[tuple
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
         joined = lb.join(stdin("web1", "127.0.0.11"), stdin("web2", "127.0.0.12"))
         assert (joined.returncode, joined.stderr) == (0, b"")
-        wait_until(lambda: haproxy.answering() == {"web1", "web2"})
+        wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
         yield lb, haproxy
 
 
-def asked(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
-    """Who answers a request with these headers, and the cookie that is set."""
+def send_request(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
+    """Return the backend that answers a request with these headers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={key.replace("_", "-"): value for key, value in headers.items()})
     answer = connection.getresponse()
@@ -225,41 +218,41 @@ def asked(lb: LoadBalancer, **headers: str) -> tuple[str, str]:
     ).partition(";")[0]
 
 
-def reloads(lb: LoadBalancer) -> int:
-    """How many reloads lbagent has made."""
+def count_reloads(lb: LoadBalancer) -> int:
+    """Return the number of reloads by lbagent."""
     return sum(entry["reloaded"] for entry in lb.history())
 
 
-def drained(lb: LoadBalancer, number: int) -> str:
-    """The line of a node that drains."""
+def make_drain_line(lb: LoadBalancer, number: int) -> str:
+    """Return the line of a node that drains."""
     return drain_line(lb.server(f"web{number}", f"127.0.0.{10 + number}"))
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("roles", [DRAIN, OFF], ids=["runtime", "reload"])
 @pytest.mark.parametrize("lines", [COOKIE, TABLE], ids=["cookie", "stick-table"])
-def test_bound_clients_finish_and_new_ones_do_not_come(binary: Path, lines: str, roles: str) -> None:
-    with running(binary, lines, roles) as (lb, haproxy), client_load(lb.front, 4) as count:
-        cookies, before = lines == COOKIE, reloads(lb)
+def test_bound_clients_finish_and_new_clients_get_another_server(binary: Path, lines: str, roles: str) -> None:
+    with run_load_balancer(binary, lines, roles) as (lb, haproxy), run_clients(lb.front, 4) as count:
+        cookies, before = lines == COOKIE, count_reloads(lb)
         bound: dict[str, dict[str, str]] = {}
         number = 0
         while len(bound) < 2:
             number += 1
-            name, cookie = asked(lb, **({} if cookies else {"X_Client": f"c{number}"}))
+            name, cookie = send_request(lb, **({} if cookies else {"X_Client": f"c{number}"}))
             bound[name] = {"Cookie": cookie} if cookies else {"X_Client": f"c{number}"}
 
-        said = lb.ask("pause", "web1", 1).stdout.decode()
+        output = lb.send_query("pause", "web1", 1).stdout.decode()
 
-        assert said.startswith("done")
-        assert lb.managed[0] == drained(lb, 1)
-        assert {asked(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
-        assert {asked(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}
-        assert {asked(lb, **bound["web2"])[0] for _ in range(6)} == {"web2"}
-        assert lb.ask("resume", "web1", 2).stdout == b"done\n"
-        wait_until(lambda: haproxy.answering() >= {"web1", "web2"})
+        assert output.startswith("done")
+        assert lb.managed[0] == make_drain_line(lb, 1)
+        assert {send_request(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
+        assert {send_request(lb, **({} if cookies else {"X_Client": f"new{at}"}))[0] for at in range(12)} == {"web2"}
+        assert {send_request(lb, **bound["web2"])[0] for _ in range(6)} == {"web2"}
+        assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
+        wait_until(lambda: haproxy.find_answering() >= {"web1", "web2"})
         assert lb.managed[0] == lb.server("web1", "127.0.0.11")
-        assert {asked(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
-        assert reloads(lb) == before + (0 if roles == DRAIN else 2)
+        assert {send_request(lb, **bound["web1"])[0] for _ in range(6)} == {"web1"}
+        assert count_reloads(lb) == before + (0 if roles == DRAIN else 2)
     assert set(count) == {"ok"}
 
 
@@ -273,21 +266,21 @@ def test_bound_clients_finish_and_new_ones_do_not_come(binary: Path, lines: str,
     ids=["use-server", "srv_is_up"],
 )
 @pytest.mark.parametrize("roles", [DRAIN, OFF], ids=["runtime", "reload"])
-def test_what_refers_to_the_node_is_no_hindrance(binary: Path, lines: str, roles: str) -> None:
-    with running(binary, "", roles) as (lb, haproxy):
+def test_a_node_that_haproxy_cfg_refers_to_drains_too(binary: Path, lines: str, roles: str) -> None:
+    with run_load_balancer(binary, "", roles) as (lb, haproxy):
         lb.text = lb.text.replace(b"    balance", lines.format().encode() + b"    balance")
 
-        assert lb.ask("pause", "web1", 1).stdout == b"done\n"
+        assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
 
-        assert (lb.managed[0], haproxy.answering()) == (drained(lb, 1), {"web2"})
-        assert lb.ask("resume", "web1", 2).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
+        assert (lb.managed[0], haproxy.find_answering()) == (make_drain_line(lb, 1), {"web2"})
+        assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.real
-def test_a_worker_that_others_start_drains_too_and_takes_the_node_back(binary: Path) -> None:
-    with running(binary) as (lb, haproxy), running_watch(lb), client_load(lb.front, 2) as count:
-        assert lb.ask("pause", "web1", 1).stdout.startswith(b"done")
+def test_a_worker_started_by_another_process_drains_and_enables_the_node_too(binary: Path) -> None:
+    with run_load_balancer(binary) as (lb, haproxy), run_watch(lb), run_clients(lb.front, 2) as count:
+        assert lb.send_query("pause", "web1", 1).stdout.startswith(b"done")
         first = haproxy.worker()
         # A worker that started later has certainly read the file as it is.
         wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)
@@ -295,51 +288,51 @@ def test_a_worker_that_others_start_drains_too_and_takes_the_node_back(binary: P
         os.kill(haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: haproxy.worker() != first)
 
-        assert haproxy.answering() == {"web2"}
+        assert haproxy.find_answering() == {"web2"}
         wait_until(lambda: haproxy.servers()["web1"] == "DRAIN")
-        before = reloads(lb)
-        assert lb.ask("resume", "web1", 2).stdout == b"done\n"
-        assert haproxy.answering() == {"web1", "web2"}
-        assert lb.ask("pause", "web1", 3).stdout.startswith(b"done")
-        assert haproxy.answering() == {"web2"}
-        assert lb.ask("resume", "web1", 4).stdout == b"done\n"
-        assert (haproxy.answering(), reloads(lb)) == ({"web1", "web2"}, before)
+        before = count_reloads(lb)
+        assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
+        assert haproxy.find_answering() == {"web1", "web2"}
+        assert lb.send_query("pause", "web1", 3).stdout.startswith(b"done")
+        assert haproxy.find_answering() == {"web2"}
+        assert lb.send_query("resume", "web1", 4).stdout == b"done\n"
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web1", "web2"}, before)
     assert set(count) == {"ok"}
 
 
 @pytest.mark.real
 def test_a_paused_node_that_leaves_and_returns_drains_from_the_start(binary: Path) -> None:
-    with running(binary) as (lb, haproxy):
+    with run_load_balancer(binary) as (lb, haproxy):
         web1 = stdin("web1", "127.0.0.11")
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
         lb.leave(web1)
-        assert "web1" not in haproxy.serving()
+        assert "web1" not in haproxy.find_serving()
 
         assert lb.join(web1).returncode == 0
 
-        assert (lb.managed[0], haproxy.servers()["web1"].split()[0]) == (drained(lb, 1), "DRAIN")
-        assert (haproxy.answering(), reloads(lb)) == ({"web2"}, 0)
-        assert lb.say("resume", "web1", 2).returncode == 0
-        assert (haproxy.answering(), reloads(lb)) == ({"web1", "web2"}, 0)
+        assert (lb.managed[0], haproxy.servers()["web1"].split()[0]) == (make_drain_line(lb, 1), "DRAIN")
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web2"}, 0)
+        assert lb.send_command("resume", "web1", 2).returncode == 0
+        assert (haproxy.find_answering(), count_reloads(lb)) == ({"web1", "web2"}, 0)
 
 
 @pytest.mark.real
-def test_where_weights_are_fixed_a_resume_after_a_reload_takes_another(binary: Path) -> None:
-    with running(binary, "    balance static-rr\n") as (lb, haproxy):
-        assert lb.ask("pause", "web1", 1).stdout == b"done\n"
-        assert (haproxy.answering(), haproxy.servers()["web1"]) == ({"web2"}, "DRAIN")
+def test_where_weights_are_fixed_a_resume_after_a_reload_needs_a_reload(binary: Path) -> None:
+    with run_load_balancer(binary, "    balance static-rr\n") as (lb, haproxy):
+        assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
+        assert (haproxy.find_answering(), haproxy.servers()["web1"]) == ({"web2"}, "DRAIN")
         first = haproxy.worker()
         lb.text = lb.text.replace(b"timeout connect 1s", b"timeout connect 2s")
         os.kill(haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: haproxy.worker() != first and len(haproxy.workers()) == 1)
 
-        assert lb.ask("resume", "web1", 2).stdout == b"done\n"
+        assert lb.send_query("resume", "web1", 2).stdout == b"done\n"
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.real
-def test_a_session_of_a_paused_node_goes_on_in_tcp_mode(binary: Path) -> None:
+def test_a_tcp_session_of_a_paused_node_continues(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
@@ -356,7 +349,7 @@ def test_a_session_of_a_paused_node_goes_on_in_tcp_mode(binary: Path) -> None:
                     server, _ = service.accept()
                 lb.join(stdin("web2", "127.0.0.12"))
                 with server:
-                    assert lb.ask("pause", "web1", 1).stdout == b"done, 1 session still open\n"
+                    assert lb.send_query("pause", "web1", 1).stdout == b"done, 1 session still open\n"
                     client.sendall(b"more")
                     assert server.recv(9) == b"more"
                     server.sendall(b"bye")

@@ -1,4 +1,4 @@
-"""Pauses that have ended, on real Serf and HAProxy: what Serf replays to a load balancer revives none of them."""
+"""Ended pauses stay ended with real Serf and HAProxy, also when Serf replays their events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import http_clients as traffic
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import Balancer
 from tests.helpers.real_programs import CONFIG, ROLES, Backend, LoadBalancer, SerfAgent, binaries, wait_until
 
@@ -20,32 +20,32 @@ pytestmark = pytest.mark.real
 COUNT = 20
 
 
-def second(first: Balancer, binary: Path) -> Balancer:
-    """Another load balancer, for the same servers, whose agent asks Serf for all user events of before."""
+def make_second_load_balancer(first: Balancer, binary: Path) -> Balancer:
+    """Return another load balancer for the same servers, whose agent requests all earlier user events from Serf."""
     lb = LoadBalancer(CONFIG, ROLES.replace("{port}", str(first.lb.port)), binary)
     lb.port = first.lb.port
     return Balancer("lb02", "127.0.0.10", lb, ["-replay", f"-join={first.agent.bind}"])
 
 
 class Client:
-    """Asks a load balancer without end, and notes who answered."""
+    """A client that sends requests to a load balancer and records the answering servers."""
 
     def __init__(self, port: int) -> None:
-        """Nothing is asked before `asking`."""
+        """No request is sent before `sending`."""
         self._port, self.answers = port, list[tuple[str, str]]()
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Ask until the end of the block."""
+    def sending(self) -> Iterator[None]:
+        """Send requests until the end of the block."""
         stop = threading.Event()
 
-        def said(how: str, server: str) -> float:
+        def add_answer(how: str, server: str) -> float:
             self.answers.append((how, server.strip()))
             return 0.01
 
         thread = threading.Thread(
             target=traffic.send_request,
-            args=(self._port, lambda: not stop.is_set(), said),
+            args=(self._port, lambda: not stop.is_set(), add_answer),
             kwargs={"keep": False},
             daemon=True,
         )
@@ -56,8 +56,8 @@ class Client:
             stop.set()
             thread.join(10)
 
-    def gaps(self) -> set[str]:
-        """Servers that did not answer within some hundred requests in a row, and requests that failed."""
+    def find_gaps(self) -> set[str]:
+        """Return the servers that answered none of 100 consecutive requests, and the failures."""
         names = {f"web{number:02}" for number in range(1, COUNT + 1)}
         failed = {how for how, _ in self.answers if how != "ok"}
         servers = [server for _, server in self.answers]
@@ -65,23 +65,23 @@ class Client:
         return failed | {name for window in windows for name in names - window}
 
 
-def managed_by(lb: LoadBalancer) -> list[str]:
-    """The nodes with a server line, in the order of the file."""
+def list_servers(lb: LoadBalancer) -> list[str]:
+    """Return the nodes with a server line, in the order of the file."""
     return [line.split()[1] for line in lb.managed if line.startswith("server ")]
 
 
-def all_serve(lb: LoadBalancer) -> bool:
-    return len(managed_by(lb)) == COUNT and lb.idle
+def are_all_in(lb: LoadBalancer) -> bool:
+    return len(list_servers(lb)) == COUNT and lb.idle
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("version", list(binaries())[:1] + list(binaries())[-1:])
-def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_them_again(version: str) -> None:
+def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(CONFIG, ROLES, binaries()[version]))
         one = Balancer("lb01", "127.0.0.9", lb)
         stack.enter_context(one.running())
-        stack.enter_context(running_watch(lb, SERF_RPC_ADDR=one.agent.rpc))
+        stack.enter_context(run_watch(lb, SERF_RPC_ADDR=one.agent.rpc))
         nodes = [
             SerfAgent(f"web{number:02}", f"127.0.0.{20 + number}", "web", more=[f"-join={one.agent.bind}"])
             for number in range(1, COUNT + 1)
@@ -89,69 +89,69 @@ def test_pauses_that_have_ended_are_revived_by_no_load_balancer_that_hears_of_th
         for node in nodes:
             stack.enter_context(Backend(node.name, node.address, lb.port))
             stack.enter_context(node)
-        wait_until(lambda: all_serve(lb))
+        wait_until(lambda: are_all_in(lb))
 
-        pause(nodes, one)
+        pause_all(nodes, one)
         asked = Client(lb.front)
-        stack.enter_context(asked.asking())
+        stack.enter_context(asked.sending())
 
-        # A new one, to which Serf replays all of them.
-        two = second(one, binaries()[version])
+        # A new load balancer, to which Serf replays all events.
+        two = make_second_load_balancer(one, binaries()[version])
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
-        wait_until(lambda: all_serve(two.lb))
+        wait_until(lambda: are_all_in(two.lb))
         assert "Received event: user-event: pause" in two.agent.log
         other = Client(two.lb.front)
-        with other.asking():
+        with other.sending():
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
-            served(asked, other)
+            wait_for_requests(asked, other)
 
-            # One that was down while they were paused and these pauses ended.
+            # A load balancer that was down during the pauses and their ends.
             two.agent.kill()
-            assert asked.gaps() == set()
-            pause(nodes, one)
+            assert asked.find_gaps() == set()
+            pause_all(nodes, one)
             asked.answers.clear()
             two.agent.start()
             wait_until(lambda: set(two.agent.members().values()) == {"alive"} and len(two.agent.members()) == COUNT + 2)
             wait_until(lambda: two.lb.idle)
             assert [two.run("sync").returncode, one.run("sync").returncode] == [0, 0]
-            served(asked, other)
+            wait_for_requests(asked, other)
 
-        assert (other.gaps(), asked.gaps()) == (set(), set())
-        assert managed_by(two.lb) == managed_by(lb) == [node.name for node in nodes]
+        assert (other.find_gaps(), asked.find_gaps()) == (set(), set())
+        assert list_servers(two.lb) == list_servers(lb) == [node.name for node in nodes]
 
 
-def pause(nodes: list[SerfAgent], one: Balancer) -> None:
+def pause_all(nodes: list[SerfAgent], one: Balancer) -> None:
     """Pause every node by its own payload, half of them as older scripts send it, and wait until all have ended."""
     end = int(time.time()) + 8
     for number, node in enumerate(nodes):
-        node.event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
-    wait_until(lambda: len(managed_by(one.lb)) < COUNT / 2)
-    wait_until(lambda: all_serve(one.lb))
+        node.send_event("pause", f"{node.name} until={end} reason=patch day" if number % 2 else f"{node.name} for=6s")
+    wait_until(lambda: len(list_servers(one.lb)) < COUNT / 2)
+    wait_until(lambda: are_all_in(one.lb))
 
 
-def served(*clients: Client) -> None:
-    """Wait until each of them has asked some hundred times more."""
+def wait_for_requests(*clients: Client) -> None:
+    """Wait until each client has received 300 more answers."""
     counts = [len(client.answers) + 300 for client in clients]
     wait_until(lambda: all(len(one.answers) >= count for one, count in zip(clients, counts, strict=True)))
 
 
-def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_never_knew_the_old_one() -> None:
+def test_a_renamed_host_is_paused_on_a_load_balancer_that_never_saw_its_old_name() -> None:
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(CONFIG, ROLES))
         one = Balancer("lb01", "127.0.0.9", lb)
         stack.enter_context(one.running())
         old = SerfAgent("web10", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"])
         stack.enter_context(old)
-        wait_until(lambda: managed_by(lb) == ["web10"] and lb.idle)
-        assert one.agent.query("pause", "web10")["lb01"].split(",")[0] == "done"
+        wait_until(lambda: list_servers(lb) == ["web10"] and lb.idle)
+        assert one.agent.send_query("pause", "web10")["lb01"].split(",")[0] == "done"
         old.leave()
-        wait_until(lb.settled)
+        wait_until(lb.is_settled)
         stack.enter_context(SerfAgent("web01", "127.0.0.31", "web", more=[f"-join={one.agent.bind}"]))
         out = "# lbagent paused web01 127.0.0.31 role=web"
-        wait_until(lambda: lb.settled(out))
+        wait_until(lambda: lb.is_settled(out))
 
-        two = second(one, lb.binary)
+        two = make_second_load_balancer(one, lb.binary)
         stack.enter_context(two.lb)
         stack.enter_context(two.running())
         wait_until(lambda: two.lb.managed != [] and two.lb.idle)
@@ -160,4 +160,4 @@ def test_a_host_reinstalled_under_a_new_name_is_paused_on_a_load_balancer_that_n
         assert (one.run("sync").returncode, lb.managed) == (0, [out])
         status, rows = two.rows("resume", "web01")
         assert (status, rows) == (0, {"lb01": "done", "lb02": "done"})
-        assert managed_by(lb) == managed_by(two.lb) == ["web01"]
+        assert list_servers(lb) == list_servers(two.lb) == ["web01"]

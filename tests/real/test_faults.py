@@ -1,30 +1,29 @@
-"""What breaks around lbagent: the live file stays whole, the event is kept or said, the next good run catches up."""
+"""With every fault haproxy.cfg stays complete, the event is kept or reported, and the next good run applies it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.faults import (
-    folder_contents,
-    full_disk,
+    fill_disk,
     hide_haproxy,
     insert_lines,
     list_running,
-    mounted,
-    only_line,
-    read_only,
+    list_spool_records,
+    list_stored_nodes,
+    make_server_lines,
+    mount_file,
+    mount_read_only,
+    mount_small_disk,
+    read_folder,
+    read_only_line,
     replace_haproxy,
     restore_haproxy,
-    server_lines,
     set_reload_command,
-    small_disk,
-    spool_records,
-    stored_nodes,
     write_script,
 )
 from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, LoadBalancer, member_line
@@ -32,62 +31,59 @@ from tests.helpers.real_programs import LBAGENT, RELOADING, ROLES, Haproxy, Load
 WEB1, WEB2, WEB3, WEB4 = (member_line(f"web{number}", f"127.0.0.{number + 10}") for number in range(1, 5))
 
 
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer() as made:
-        yield made
-
-
-def caught_up(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
-    """Whether exactly these nodes are in, and nothing lies about."""
-    assert lb.text == insert_lines(operator, server_lines(lb, *numbers))
+def check_all_applied(lb: LoadBalancer, operator: bytes, *numbers: int) -> bool:
+    """Fail unless exactly these nodes are in haproxy.cfg and no event or staged file is left; returns True."""
+    assert lb.text == insert_lines(operator, make_server_lines(lb, *numbers))
     assert sorted(lb.members()) == [f"web{number}" for number in numbers]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
     return True
 
 
 # Disks
 
 
-def test_full_state_disk_leaves_haproxy_cfg_alone_and_says_what_was_not_stored(lb: LoadBalancer) -> None:
+def test_a_full_state_disk_leaves_haproxy_cfg_unchanged_and_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk:
+    with mount_small_disk(lb.state) as disk:
         lb.join(WEB1)
-        before = folder_contents(lb.folder)
-        with full_disk(disk):
+        before = read_folder(lb.folder)
+        with fill_disk(disk):
             done = lb.join(WEB2)
-        after = folder_contents(lb.folder)
+        after = read_folder(lb.folder)
         again = lb.join(WEB2, WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert done.returncode == 1
-    assert only_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
+    assert read_only_line(done) == f"not stored: sync needed: {lb.state}/spool: No space left on device"
     assert after == before
     assert (again.returncode, again.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3])
-def test_state_disk_that_fills_up_on_the_way_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
+def test_a_state_disk_that_fills_up_during_a_run_keeps_the_event(lb: LoadBalancer, pages: int) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk:
+    with mount_small_disk(lb.state) as disk:
         lb.join(WEB1)
-        with full_disk(disk):
+        with fill_disk(disk):
             os.truncate(disk / "filler", (disk / "filler").stat().st_size - pages * os.sysconf("SC_PAGESIZE"))
             done = lb.join(WEB2)
-            kept, text, staged = stored_nodes(lb), lb.text, lb.staged()
+            kept, text, staged = list_stored_nodes(lb), lb.text, lb.list_staged()
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert (kept, staged) == ({"web1", "web2"}, [])
-    assert text in (insert_lines(operator, server_lines(lb, 1)), insert_lines(operator, server_lines(lb, 1, 2)))
+    assert text in (
+        insert_lines(operator, make_server_lines(lb, 1)),
+        insert_lines(operator, make_server_lines(lb, 1, 2)),
+    )
     assert (done.returncode, done.stderr.count(b"\n"), b"Traceback" in done.stderr) in ((0, 0, False), (1, 1, False))
     assert again.returncode == 0
 
 
 @pytest.mark.real
-def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: LoadBalancer) -> None:
+def test_a_state_disk_full_after_the_swap_does_not_stop_haproxy(lb: LoadBalancer) -> None:
     operator = lb.text
-    with small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
+    with mount_small_disk(lb.state) as disk, Haproxy(lb) as haproxy:
         lb.join(WEB1)
         replace_haproxy(lb, f'head -c 1000000 /dev/zero >{disk}/filler 2>/dev/null\nexec "$real" "$@"')
         done = lb.join(WEB2)
@@ -95,18 +91,18 @@ def test_state_disk_full_after_the_swap_does_not_stop_haproxy_from_serving(lb: L
         restore_haproxy(lb)
         (disk / "filler").unlink()
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
     assert done.returncode == 1
-    assert only_line(done).endswith("No space left on device")
-    assert text == insert_lines(operator, server_lines(lb, 1, 2))
+    assert read_only_line(done).endswith("No space left on device")
+    assert text == insert_lines(operator, make_server_lines(lb, 1, 2))
     assert serving == {"web1", "web2"}
     assert again.returncode == 0
 
 
-def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
-    """A load balancer whose haproxy.cfg lies on the disk that is mounted at `folder`/etc, its roles.yml elsewhere."""
+def _make_on_own_disk(folder: Path) -> LoadBalancer:
+    """Return a load balancer whose haproxy.cfg is on the disk mounted at `folder`/etc, and whose roles.yml is not."""
     lb = LoadBalancer(folder=folder)
     elsewhere = lb.folder / "roles.yml"
     elsewhere.write_bytes(lb.roles.read_bytes())
@@ -114,83 +110,83 @@ def _on_a_disk_of_its_own(folder: Path) -> LoadBalancer:
     return lb
 
 
-def test_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "etc") as disk:
-        lb = _on_a_disk_of_its_own(tmp_path)
+def test_a_full_disk_of_haproxy_cfg_keeps_the_event_and_the_old_text(tmp_path: Path) -> None:
+    with mount_small_disk(tmp_path / "etc") as disk:
+        lb = _make_on_own_disk(tmp_path)
         operator = lb.text
         lb.join(WEB1)
         before = lb.text
-        with full_disk(disk):
+        with fill_disk(disk):
             done = lb.join(WEB2)
-            assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+            assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
         again = lb.join(WEB3)
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
 
     assert done.returncode == 1
     assert again.returncode == 0
-    # Section 8: what, where. "the system: No space left on device" leaves open which of two disks is full.
-    assert only_line(done).startswith(f"{tmp_path}/etc/")
-    assert only_line(done).endswith(": No space left on device")
+    # The message names the full disk: there may be two.
+    assert read_only_line(done).startswith(f"{tmp_path}/etc/")
+    assert read_only_line(done).endswith(": No space left on device")
 
 
-def test_read_only_haproxy_cfg_keeps_the_event_and_says_where(tmp_path: Path) -> None:
+def test_a_read_only_haproxy_cfg_keeps_the_event_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    lb = _on_a_disk_of_its_own(tmp_path)
+    lb = _make_on_own_disk(tmp_path)
     operator = lb.text
     lb.join(WEB1)
-    before = folder_contents(lb.etc)
+    before = read_folder(lb.etc)
 
-    with read_only(lb.etc):
+    with mount_read_only(lb.etc):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert only_line(done).startswith(f"{lb.etc}/")
-    assert only_line(done).endswith(": Read-only file system")
-    assert folder_contents(lb.etc) == before
+    assert read_only_line(done).startswith(f"{lb.etc}/")
+    assert read_only_line(done).endswith(": Read-only file system")
+    assert read_folder(lb.etc) == before
     assert sorted(lb.members()) == ["web1", "web2"]
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_cfg_that_is_a_mount_point_is_left_alone_and_said_so(lb: LoadBalancer) -> None:
+def test_a_haproxy_cfg_that_is_a_mount_point_is_unchanged_and_reported(lb: LoadBalancer) -> None:
     operator, host = lb.text, lb.folder / "host.cfg"
     lb.join(WEB1)
     before = lb.text
     host.write_bytes(before)
-    with mounted(host, lb.cfg):
+    with mount_file(host, lb.cfg):
         done, check = lb.join(WEB2), lb.run("check").stdout.decode()
 
         assert done.returncode == 1
-        assert only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
-        assert (lb.text, lb.staged()) == (before, [])
+        assert read_only_line(done) == f"{lb.cfg}: is a mount point of its own; mount its folder instead"
+        assert (lb.text, lb.list_staged()) == (before, [])
         assert (
             f"error    haproxy-cfg: {lb.cfg}: cannot be replaced: the file is a mount point"
             "; mount its directory instead\n"
         ) in check
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
-def test_read_only_state_directory_says_what_was_not_stored(lb: LoadBalancer) -> None:
+def test_a_read_only_state_directory_is_reported(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
-    with read_only(lb.state):
+    with mount_read_only(lb.state):
         done = lb.join(WEB2)
 
     assert done.returncode == 1
-    assert only_line(done).startswith("not stored: sync needed: ")
-    assert only_line(done).endswith(": Read-only file system")
-    assert folder_contents(lb.folder) == before
+    assert read_only_line(done).startswith("not stored: sync needed: ")
+    assert read_only_line(done).endswith(": Read-only file system")
+    assert read_folder(lb.folder) == before
     assert lb.join(WEB2).returncode == 0
-    assert caught_up(lb, operator, 1, 2)
+    assert check_all_applied(lb, operator, 1, 2)
 
 
 # HAProxy
 
 
-def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: LoadBalancer) -> None:
+def test_without_haproxy_the_event_waits_and_the_next_run_applies_it(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -205,10 +201,10 @@ def test_without_haproxy_the_event_waits_and_the_next_run_catches_up(lb: LoadBal
         )
 
     assert done.returncode == 75
-    assert only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert read_only_line(done) == "haproxy -c cannot be run: no such program: haproxy"
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 def test_without_a_path_no_program_of_the_working_directory_is_run(lb: LoadBalancer, tmp_path: Path) -> None:
@@ -232,7 +228,7 @@ REFUSING = 'echo "[ALERT]    (1) : config : parsing [x.cfg:3]: unknown keyword" 
 
 
 @pytest.mark.parametrize("script", [REFUSING, "exit 2"], ids=["refusing", "no-listener"])
-def test_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, script: str) -> None:
+def test_a_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -241,15 +237,15 @@ def test_haproxy_that_refuses_everything_replaces_nothing(lb: LoadBalancer, scri
     done = lb.join(WEB2)
 
     assert done.returncode == 4
-    assert only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert read_only_line(done).startswith("haproxy.cfg is invalid, not because of lbagent; nothing was changed: ")
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "kill -ABRT $$", "exit 137", 'sh -c "kill -9 \\$\\$"'])
-def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBalancer, script: str) -> None:
+def test_a_killed_haproxy_c_quarantines_no_node_and_replaces_nothing(lb: LoadBalancer, script: str) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
@@ -258,16 +254,16 @@ def test_haproxy_c_that_is_killed_blames_nobody_and_replaces_nothing(lb: LoadBal
     done, planned = lb.join(WEB2), lb.run("apply")
 
     assert (done.returncode, planned.returncode) == (75, 75)
-    assert only_line(done).startswith("haproxy -c was killed by signal ")
-    assert (lb.text, lb.staged()) == (before, [])
+    assert read_only_line(done).startswith("haproxy -c was killed by signal ")
+    assert (lb.text, lb.list_staged()) == (before, [])
     assert {name: one["quarantine"] for name, one in lb.members().items()} == {"web1": None, "web2": None}
     assert b"was killed by signal" in lb.run("check").stdout
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
-def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(lb: LoadBalancer) -> None:
+def test_a_haproxy_c_killed_during_bisection_quarantines_no_node(lb: LoadBalancer) -> None:
     before = lb.text
     replace_haproxy(
         lb,
@@ -278,32 +274,32 @@ def test_haproxy_c_that_is_killed_while_the_culprit_is_looked_for_blames_nobody(
     done = lb.join(WEB1, WEB2)
 
     assert done.returncode == 75
-    assert (lb.text, lb.staged()) == (before, [])
+    assert (lb.text, lb.list_staged()) == (before, [])
     assert {one["quarantine"] for one in lb.members().values()} == {None}
 
 
-def test_haproxy_c_that_hangs_is_ended_with_all_it_started(lb: LoadBalancer) -> None:
+def test_a_haproxy_c_that_hangs_is_ended_with_its_children(lb: LoadBalancer) -> None:
     operator = lb.text
     lb.join(WEB1)
     before = lb.text
-    lb.roles.write_text(lb.filled(ROLES).replace("timeout: 15s", "timeout: 1s"))
+    lb.roles.write_text(lb.fill_template(ROLES).replace("timeout: 15s", "timeout: 1s"))
     replace_haproxy(lb, "sleep 61.7654 &\nwait")
 
     done = lb.join(WEB2)
 
     assert done.returncode == 75
-    assert only_line(done) == "haproxy did not end within 1 s"
+    assert read_only_line(done) == "haproxy did not end within 1 s"
     assert list_running("61.7654") == []
-    assert (lb.text, lb.staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
+    assert (lb.text, lb.list_staged(), sorted(lb.members())) == (before, [], ["web1", "web2"])
     restore_haproxy(lb)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
-def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_every_event(
+def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every_event(
     lb: LoadBalancer, script: str
 ) -> None:
     operator = lb.text
@@ -316,43 +312,45 @@ def test_reload_that_fails_puts_the_previous_lines_back_and_is_not_tried_with_ev
         later = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
 
         assert done.returncode == 5
-        assert only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
+        assert read_only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"
-        assert (lb.text, lb.staged()) == (before, [])
+        assert (lb.text, lb.list_staged()) == (before, [])
         assert (haproxy.worker(), set(haproxy.servers())) == (worker, {"web1"})
         assert sorted(lb.members()) == [f"web{number}" for number in range(1, 8)]
-        lb.roles.write_text(lb.filled(ROLES))
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(member_line("web8", "127.0.0.18")).returncode == 0
-        assert caught_up(lb, operator, *range(1, 9))
+        assert check_all_applied(lb, operator, *range(1, 9))
         assert set(haproxy.servers()) == {f"web{number}" for number in range(1, 9)}
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_command_that_is_missing_puts_the_previous_lines_back(lb: LoadBalancer) -> None:
+def test_a_missing_reload_command_restores_the_previous_lines(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
         before = lb.text
-        lb.roles.write_text(lb.filled(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n"))
+        lb.roles.write_text(
+            lb.fill_template(RELOADING).replace("haproxy:\n", "haproxy:\n  reload: [/nowhere/reload]\n")
+        )
 
         done = lb.join(WEB2)
 
         assert done.returncode == 5
-        assert only_line(done) == (
+        assert read_only_line(done) == (
             f"/nowhere/reload cannot be run: no such program; the previous managed lines are restored in {lb.cfg}"
         )
-        assert (lb.text, lb.staged()) == (before, [])
-        lb.roles.write_text(lb.filled(ROLES))
+        assert (lb.text, lb.list_staged()) == (before, [])
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: LoadBalancer) -> None:
+def test_a_reload_command_that_succeeds_without_a_reload_counts_as_failed(lb: LoadBalancer) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1)
@@ -362,10 +360,10 @@ def test_reload_that_says_it_went_well_and_did_nothing_is_not_believed(lb: LoadB
         done = lb.join(WEB2)
 
         assert done.returncode == 75
-        assert only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
-        lb.roles.write_text(lb.filled(ROLES))
+        assert read_only_line(done) == "no new HAProxy worker was seen within 1 s of the reload"
+        lb.roles.write_text(lb.fill_template(ROLES))
         assert lb.join(WEB3).returncode == 0
-        assert caught_up(lb, operator, 1, 2, 3)
+        assert check_all_applied(lb, operator, 1, 2, 3)
         assert set(haproxy.servers()) == {"web1", "web2", "web3"}
 
 
@@ -379,57 +377,57 @@ BROKEN_ROLES = {
     "empty": b"",
     "binary": bytes(range(256)),
     "not-utf-8": b"services: {iis: {port: 80}} # \xff\xfe\n",
-    # A person does not write this; a disk or a merge tool may.
+    # A damaged disk or a merge tool may write this.
     "deep": b"[" * 5_000,
     "a-list": b"- web\n- lb\n",
 }
 
 
 @pytest.mark.parametrize("content", BROKEN_ROLES.values(), ids=BROKEN_ROLES)
-def test_broken_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, content: bytes) -> None:
+def test_an_invalid_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, content: bytes) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(content)
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = spool_records(lb)
-    after = folder_contents(lb.folder)
+    (spooled,) = list_spool_records(lb)
+    after = read_folder(lb.folder)
     assert done.returncode == 2
-    assert only_line(done).startswith(f"{lb.roles}:")
+    assert read_only_line(done).startswith(f"{lb.roles}:")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     lb.roles.write_bytes(good)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
 @pytest.mark.parametrize("instead", ["nothing", "a folder"])
-def test_lost_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, instead: str) -> None:
+def test_a_missing_roles_yml_changes_nothing_on_disk_and_the_event_waits(lb: LoadBalancer, instead: str) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.unlink()
     if instead == "a folder":
         lb.roles.mkdir()
-    before = folder_contents(lb.folder)
+    before = read_folder(lb.folder)
 
     done = lb.join(WEB2)
 
-    (spooled,) = spool_records(lb)
-    after = folder_contents(lb.folder)
+    (spooled,) = list_spool_records(lb)
+    after = read_folder(lb.folder)
     assert done.returncode == 2
-    assert only_line(done).startswith(f"{lb.roles}: cannot be read: ")
+    assert read_only_line(done).startswith(f"{lb.roles}: cannot be read: ")
     assert WEB2 in after.pop(f"state/spool/{spooled}")[1]
     assert after == before
     if instead == "a folder":
         lb.roles.rmdir()
     lb.roles.write_bytes(good)
     assert lb.join(WEB3).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3)
+    assert check_all_applied(lb, operator, 1, 2, 3)
 
 
-def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBalancer) -> None:
+def test_all_events_stored_during_a_failure_are_applied_by_the_first_good_run(lb: LoadBalancer) -> None:
     operator, good = lb.text, lb.roles.read_bytes()
     lb.join(WEB1)
     lb.roles.write_bytes(b"roles: [")
@@ -440,28 +438,28 @@ def test_events_of_a_whole_broken_hour_go_in_with_the_first_good_run(lb: LoadBal
 
     assert runs == [2] * 11
     assert lb.run("apply").returncode == 0
-    assert lb.text == insert_lines(operator, server_lines(lb, *range(2, 12)))
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert lb.text == insert_lines(operator, make_server_lines(lb, *range(2, 12)))
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 # State
 
 
-def _three(lb: LoadBalancer) -> list[str]:
-    """Three nodes, the second of them paused; returns the managed lines."""
+def _join_three_nodes(lb: LoadBalancer) -> list[str]:
+    """Join three nodes and pause the second one; returns the managed lines."""
     lb.join(WEB1, WEB2, WEB3)
-    lb.say("pause", "web2", 7)
-    first, _, third = server_lines(lb, 1, 2, 3)
+    lb.send_command("pause", "web2", 7)
+    first, _, third = make_server_lines(lb, 1, 2, 3)
     return [first, "# lbagent paused web2 127.0.0.12 role=web", third]
 
 
-def _cut(content: bytes) -> bytes:
+def _truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
 DAMAGES = {
     "empty": lambda _: b"",
-    "cut": _cut,
+    "cut": _truncate,
     "last-byte": lambda content: content[:-1],
     "zeros": lambda content: b"\0" * len(content),
     "not-utf-8": lambda content: b"\xff" + content,
@@ -470,7 +468,7 @@ DAMAGES = {
     "number": lambda _: b"7",
     "no-rows": lambda _: b'{"version": 1}',
     "other-fields": lambda content: content.replace(b'"quarantine"', b'"quarantined"'),
-    # A name, an address, a status nobody could have enrolled with: the next plan would stumble over them.
+    # A name, an address and a status that no event can have: the next plan would fail with them.
     "address": lambda content: content.replace(b"127.0.0.13", b"12700.0.13"),
     "status": lambda content: content.replace(b'"alive"', b'"olive"', 1),
     "no-address": lambda content: content.replace(b'"127.0.0.13"', b'""'),
@@ -479,17 +477,17 @@ DAMAGES = {
     "end": lambda content: content.replace(b'"until":null', b'"until":"never"', 1),
     "ltime": lambda content: content.replace(b'"ltime":', b'"ltime":-', 1),
     "more": lambda content: content.replace(b'"more":{', b'"more":0,"less":{'),
-    # json.loads raises RecursionError for it, which is no ValueError.
+    # json.loads raises RecursionError for it, not ValueError.
     "deep": lambda _: b"[" * 100_000,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
+def test_a_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
     lb: LoadBalancer, damage: object
 ) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     path = lb.state / "members.json"
     assert callable(damage)
     damaged = damage(path.read_bytes())
@@ -498,42 +496,42 @@ def test_damaged_members_json_is_kept_aside_and_rebuilt_from_the_managed_lines(
     done = lb.join(WEB4)
 
     assert done.returncode == 0
-    assert only_line(done).startswith("members.json is damaged")
+    assert read_only_line(done).startswith("members.json is damaged")
     assert [one.read_bytes() for one in lb.state.glob("members.json.damaged-*")] == [damaged]
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
-    assert lb.say("resume", "web2", 8).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3, 4)
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
+    assert lb.send_command("resume", "web2", 8).returncode == 0
+    assert check_all_applied(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_members_json_is_rebuilt_from_the_managed_lines_pauses_included(lb: LoadBalancer) -> None:
+def test_a_lost_members_json_is_rebuilt_from_the_managed_lines_with_pauses(lb: LoadBalancer) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     (lb.state / "members.json").unlink()
 
     done = lb.join(WEB4)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
-    assert lb.say("resume", "web2", 8).returncode == 0
-    assert caught_up(lb, operator, 1, 2, 3, 4)
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
+    assert lb.send_command("resume", "web2", 8).returncode == 0
+    assert check_all_applied(lb, operator, 1, 2, 3, 4)
 
 
-def test_lost_state_directory_removes_nothing(lb: LoadBalancer) -> None:
+def test_a_lost_state_directory_removes_no_line(lb: LoadBalancer) -> None:
     operator = lb.text
-    standing = _three(lb)
+    standing = _join_three_nodes(lb)
     lb.state.rename(lb.folder / "gone")
 
     runs = [lb.run("apply").returncode, lb.join(WEB4).returncode, lb.join(WEB2).returncode]
 
     assert runs == [0, 0, 0]
-    assert lb.text == insert_lines(operator, [*standing, *server_lines(lb, 4)])
+    assert lb.text == insert_lines(operator, [*standing, *make_server_lines(lb, 4)])
 
 
-def test_every_damaged_members_json_is_kept_not_just_the_last(lb: LoadBalancer) -> None:
-    standing = _three(lb)
+def test_every_damaged_members_json_is_kept(lb: LoadBalancer) -> None:
+    standing = _join_three_nodes(lb)
     path = lb.state / "members.json"
 
-    # Three runs take less than two seconds: at least two of them fall into the same one.
+    # Three runs take less than two seconds: at least two of them are in the same second.
     for content in (b"1", b"2", b"3"):
         path.write_bytes(content)
         assert lb.run("apply").returncode == 0
@@ -556,7 +554,7 @@ SERVED = {
 @pytest.mark.every_haproxy
 @pytest.mark.real
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED)
-def test_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content: bytes | None) -> None:
+def test_a_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content: bytes | None) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
         lb.join(WEB1, WEB2)
@@ -570,12 +568,12 @@ def test_damaged_served_json_costs_one_reload_at_most(lb: LoadBalancer, content:
 
         assert [(run.returncode, run.stderr) for run in runs] == [(0, b"")] * 3
         assert haproxy.reloads() in ((reloads, 0), (reloads + 1, 0))
-        assert caught_up(lb, operator, 1, 2)
+        assert check_all_applied(lb, operator, 1, 2)
         assert set(haproxy.servers()) == {"web1", "web2"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1, "state": 2}', b"[" * 100_000])
-def test_damaged_cache_of_roles_yml_does_no_harm(lb: LoadBalancer, content: bytes) -> None:
+def test_a_damaged_cache_of_roles_yml_is_ignored(lb: LoadBalancer, content: bytes) -> None:
     operator = lb.text
     lb.join(WEB1)
     (lb.state / "roles.json").write_bytes(content)
@@ -583,7 +581,7 @@ def test_damaged_cache_of_roles_yml_does_no_harm(lb: LoadBalancer, content: byte
     done = lb.join(WEB2)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert caught_up(lb, operator, 1, 2)
+    assert check_all_applied(lb, operator, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["history.jsonl", "last.json", "metrics.prom", "roles.json"])
@@ -594,4 +592,4 @@ def test_best_effort_files_never_change_an_outcome(lb: LoadBalancer, name: str) 
     done = lb.join(WEB1)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert caught_up(lb, operator, 1)
+    assert check_all_applied(lb, operator, 1)

@@ -1,4 +1,4 @@
-"""The HAProxy that runs this haproxy.cfg is found among all others, reloaded once, and loses no request."""
+"""The HAProxy that runs this haproxy.cfg is found among others and reloaded once, and no request fails."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 @contextlib.contextmanager
-def checking(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `haproxy -c` of somebody else's, held in the midst of its work."""
+def start_check(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a `haproxy -c` as another process does, and suspend it."""
     process = subprocess.Popen(
         [str(lb.bin / "haproxy"), *flags, "-c", "-f", str(lb.cfg)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -49,13 +49,13 @@ def checking(lb: LoadBalancer, *flags: str) -> Iterator[subprocess.Popen[bytes]]
         process.wait()
 
 
-def verdict(check: subprocess.Popen[bytes]) -> int:
-    """How that check ends when it may go on."""
+def finish_check(check: subprocess.Popen[bytes]) -> int:
+    """Resume the check; returns its exit status."""
     check.send_signal(signal.SIGCONT)
     return check.wait(PATIENCE)
 
 
-def test_a_neighbour_with_another_haproxy_cfg_is_left_alone(lb: LoadBalancer) -> None:
+def test_a_haproxy_with_another_haproxy_cfg_is_not_reloaded(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy, LoadBalancer(roles=RELOADING, binary=lb.binary) as other, Haproxy(other) as neighbour:
         ended = lb.join(WEB01)
 
@@ -71,7 +71,7 @@ def test_every_way_to_run_haproxy_is_found_and_confirmed(lb: LoadBalancer, mode:
         pytest.skip("this HAProxy was built without systemd")
     with Haproxy(lb, mode) as haproxy:
         if socket == "without a stats socket":
-            # It still answers us, but lbagent cannot know that.
+            # The socket still answers the test, but lbagent does not know it.
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
         before = haproxy.workers()
 
@@ -99,16 +99,16 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str
     head, _, listen = CONFIG.partition("listen lb-iis")
     first, second = lb.etc / "conf.d" / "10-global.cfg", lb.etc / "conf.d" / "20-web.cfg"
     first.parent.mkdir()
-    first.write_text(lb.filled(head))
-    second.write_text(lb.filled(f"listen lb-iis{listen}"))
+    first.write_text(lb.fill_template(head))
+    second.write_text(lb.fill_template(f"listen lb-iis{listen}"))
     config = [str(first), str(second)] if given == "files" else [str(first.parent)]
-    lb.roles.write_text(lb.filled(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
+    lb.roles.write_text(lb.fill_template(RELOADING).replace(f"config: {lb.cfg}", f"config: [{', '.join(config)}]"))
     with Haproxy(lb, config=config) as haproxy:
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert first.read_text() == lb.filled(head)
-        assert second.read_text() == lb.filled(f"listen lb-iis{listen}").replace(
+        assert first.read_text() == lb.fill_template(head)
+        assert second.read_text() == lb.fill_template(f"listen lb-iis{listen}").replace(
             "    # additional", f"    {lb.server('web01', '127.0.0.11')}\n    # additional"
         )
         assert (haproxy.reloads(), list(haproxy.servers())) == ((1, 0), ["web01"])
@@ -119,7 +119,7 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str
         ]
 
 
-def test_a_haproxy_that_does_not_run_finds_the_lines_when_it_starts(lb: LoadBalancer) -> None:
+def test_a_haproxy_that_starts_later_serves_the_lines(lb: LoadBalancer) -> None:
     ended = lb.join(WEB01)
     again = lb.join(WEB01)
     with Haproxy(lb) as haproxy:
@@ -146,15 +146,15 @@ def test_a_text_written_without_a_reload_is_served_after_the_next_event(lb: Load
         assert (ended.returncode, lb.managed, haproxy.reloads()) == (0, [line], (2, 0))
 
 
-# `haproxy -c` of an operator, or of systemd's ExecStartPre and ExecReload (with -Ws), is none that runs.
-# Taken for one, it is sent SIGUSR2, which ends it, and HAProxy's own start or reload with it.
+# An operator's `haproxy -c`, or that of systemd's ExecStartPre and ExecReload (with -Ws), does not serve.
+# A SIGUSR2 would end it, and HAProxy's start or reload would fail.
 @pytest.mark.parametrize("flags", [[], ["-W", "-q"]], ids=["by hand", "by systemd"])
-def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
+def test_a_haproxy_c_of_another_process_does_not_count_as_a_running_haproxy(lb: LoadBalancer, flags: list[str]) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 1s"))
-    with checking(lb, *flags) as check:
+    with start_check(lb, *flags) as check:
         ended = lb.join(WEB01)
 
-        assert verdict(check) == 0
+        assert finish_check(check) == 0
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert [entry["outcome"] for entry in lb.history()] == ["written"]
 
@@ -178,22 +178,22 @@ def test_somebody_elses_check_is_not_taken_for_a_running_haproxy(lb: LoadBalance
         ("", False),
     ],
 )
-def test_what_only_looks_is_told_from_what_serves(line: str, looks: bool) -> None:  # noqa: FBT001
+def test_a_command_line_that_only_checks_differs_from_one_that_serves(line: str, looks: bool) -> None:  # noqa: FBT001
     assert is_check_only(line.split()) is looks
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_somebody_elses_check_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
-    with Haproxy(lb, mode) as haproxy, checking(lb, "-W", "-q") as check:
+def test_a_haproxy_c_of_another_process_beside_a_running_haproxy_changes_nothing(lb: LoadBalancer, mode: str) -> None:
+    with Haproxy(lb, mode) as haproxy, start_check(lb, "-W", "-q") as check:
         ended = lb.join(WEB01)
 
-        assert verdict(check) == 0
+        assert finish_check(check) == 0
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert list(haproxy.servers()) == ["web01"]
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_no_request_fails_while_nodes_come_pause_and_go(lb: LoadBalancer, mode: str) -> None:
+def test_no_request_fails_while_nodes_join_pause_and_leave(lb: LoadBalancer, mode: str) -> None:
     with (
         Backend("web01", "127.0.0.11", lb.port),
         Backend("web02", "127.0.0.12", lb.port),
@@ -217,8 +217,8 @@ def test_no_request_fails_while_nodes_come_pause_and_go(lb: LoadBalancer, mode: 
                 for turn in range(5)
                 for ended in (
                     lb.join(WEB02),
-                    lb.say("pause", "web02", 2 * turn + 1),
-                    lb.say("resume", "web02", 2 * turn + 2),
+                    lb.send_command("pause", "web02", 2 * turn + 1),
+                    lb.send_command("resume", "web02", 2 * turn + 2),
                     lb.leave(WEB02),
                 )
             ]

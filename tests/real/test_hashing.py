@@ -1,4 +1,4 @@
-"""`balance source`: a thousand clients keep their server over joins, returns, reloads and the other load balancer."""
+"""With `balance source` clients keep their server over joins, returns and reloads, and on both load balancers."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ ADDRESS = {f"web{number:02}": f"127.0.1.{number}" for number in range(1, 12)}
 TEN, ELEVENTH = list(ADDRESS)[:10], list(ADDRESS)[10]
 
 
-def joining(name: str) -> bytes:
+def make_member_line(name: str) -> bytes:
     return member_line(name, ADDRESS[name])
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[list[tuple[LoadBalancer, Haproxy]]]:
-    """Two load balancers in front of the same nodes, which they have met in another order."""
+def run_pair() -> Iterator[list[tuple[LoadBalancer, Haproxy]]]:
+    """Run two load balancers for the same nodes, which joined them in different orders."""
     with contextlib.ExitStack() as stack:
         one, other = stack.enter_context(LoadBalancer(HASHED)), stack.enter_context(LoadBalancer(HASHED))
         other.roles.write_text(other.roles.read_text().replace(f"port: {other.port}", f"port: {one.port}"))
         for name, address in ADDRESS.items():
             stack.enter_context(Backend(name, address, one.port))
         two = [(lb, stack.enter_context(Haproxy(lb))) for lb in (one, other)]
-        one.join(*map(joining, TEN))
+        one.join(*map(make_member_line, TEN))
         for name in reversed(TEN):
-            other.join(joining(name))
+            other.join(make_member_line(name))
         for _, haproxy in two:
             wait_until(lambda haproxy=haproxy: set(haproxy.servers().values()) == {"UP"})  # type: ignore[misc]
         yield two
 
 
-def where(lb: LoadBalancer) -> dict[str, str]:
-    """Which node each client is sent to."""
+def find_server_of_clients(lb: LoadBalancer) -> dict[str, str]:
+    """Return the node of each client."""
     found = {}
     for client in CLIENTS:
         connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=10, source_address=(client, 0))
@@ -52,33 +52,33 @@ def where(lb: LoadBalancer) -> dict[str, str]:
     return found
 
 
-def come(lb: LoadBalancer, haproxy: Haproxy, name: str) -> dict[str, str]:
-    """Have a node join; which node each client is sent to then."""
-    lb.join(joining(name))
+def join_node(lb: LoadBalancer, haproxy: Haproxy, name: str) -> dict[str, str]:
+    """Join a node; returns the node of each client after it."""
+    lb.join(make_member_line(name))
     wait_until(lambda: haproxy.servers()[name] == "UP")
-    return where(lb)
+    return find_server_of_clients(lb)
 
 
-def test_who_comes_takes_its_share_and_nobody_else_moves() -> None:
-    with pair() as ((lb, haproxy), (other, other_haproxy)):
-        before, reloads = where(lb), haproxy.reloads()
-        assert (set(before.values()), where(other)) == (set(TEN), before)
+def test_a_node_that_joins_takes_its_share_and_no_other_client_moves() -> None:
+    with run_pair() as ((lb, haproxy), (other, other_haproxy)):
+        before, reloads = find_server_of_clients(lb), haproxy.reloads()
+        assert (set(before.values()), find_server_of_clients(other)) == (set(TEN), before)
 
-        after = come(lb, haproxy, ELEVENTH)
+        after = join_node(lb, haproxy, ELEVENTH)
         moved = [client for client in CLIENTS if before[client] != after[client]]
         assert {after[client] for client in moved} == {ELEVENTH}
         assert 0.3 < len(moved) / (len(CLIENTS) / len(ADDRESS)) < 2
 
-        lb.leave(joining(ELEVENTH))
-        assert where(lb) == before
-        lb.leave(joining("web03"))
-        assert come(lb, haproxy, "web03") == before
-        assert come(lb, haproxy, ELEVENTH) == after
+        lb.leave(make_member_line(ELEVENTH))
+        assert find_server_of_clients(lb) == before
+        lb.leave(make_member_line("web03"))
+        assert join_node(lb, haproxy, "web03") == before
+        assert join_node(lb, haproxy, ELEVENTH) == after
         assert haproxy.reloads() == reloads
 
         os.kill(haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: haproxy.reloads()[0] == reloads[0] + 1)
         wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
-        assert where(lb) == after
-        assert come(other, other_haproxy, ELEVENTH) == after
+        assert find_server_of_clients(lb) == after
+        assert join_node(other, other_haproxy, ELEVENTH) == after
         print(f"{len(moved)} of {len(CLIENTS)} clients moved to the eleventh of eleven nodes, nobody else")

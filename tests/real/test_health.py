@@ -1,4 +1,4 @@
-"""haproxy/health: after lbagent's own reload, a server that was DOWN gets no traffic until a check has passed."""
+"""After a reload by lbagent, a server that was DOWN gets no traffic until a check has passed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEB01, WEB02, WEB03 = (member_line(f"web0{number}", f"127.0.0.1{number}") for nu
 SLOW = RELOADING.replace("interval: 200ms", "interval: 20s").replace(
     "port: {port}", "port: {port}, options: 'check inter {{interval}} fastinter 100ms downinter 20s rise 2 fall 1'"
 )
-"""A server that a new worker takes for UP stays so for up to 20 seconds."""
+"""A new worker may regard a dead server as UP for up to 20 seconds."""
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
@@ -32,19 +32,19 @@ def test_a_server_that_was_down_starts_as_down(lb: LoadBalancer) -> None:
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
         for name in ("lb-iis/web02", "hand/dead"):
-            haproxy.ask(f"set server {name} health down")
+            haproxy.send(f"set server {name} health down")
 
         ended = lb.join(WEB03)
 
         assert ended.returncode == 0
-        # The one that has just come is dead, too, which nobody can know yet.
+        # The server that has just joined is dead too, but HAProxy has not checked it yet.
         assert haproxy.servers() | {"web03": ""} == {"web01": "UP", "web02": "DOWN", "web03": ""}
         assert haproxy.servers("hand") == {"dead": "DOWN"}
 
 
 @pytest.mark.real
-def test_a_server_that_answers_again_comes_back_by_its_checks(lb: LoadBalancer) -> None:
-    lb.roles.write_text(lb.filled(RELOADING))
+def test_a_server_that_answers_again_is_enabled_by_its_checks(lb: LoadBalancer) -> None:
+    lb.roles.write_text(lb.fill_template(RELOADING))
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
@@ -55,10 +55,10 @@ def test_a_server_that_answers_again_comes_back_by_its_checks(lb: LoadBalancer) 
 
 
 @pytest.mark.real
-def test_a_server_that_is_somewhere_else_now_starts_as_haproxy_has_it(lb: LoadBalancer) -> None:
+def test_a_server_with_a_new_address_has_haproxys_initial_state(lb: LoadBalancer) -> None:
     with Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
-        haproxy.ask("set server lb-iis/web02 health down")
+        haproxy.send("set server lb-iis/web02 health down")
 
         lb.join(member_line("web02", "127.0.0.22"))
 
@@ -74,23 +74,23 @@ def test_a_server_state_file_is_written_before_the_reload(lb: LoadBalancer) -> N
     state.write_text("1\n")
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01, WEB02)
-        haproxy.ask("set server lb-iis/web02 health down")
-        haproxy.ask("set server lb-iis/web01 weight 50%")
+        haproxy.send("set server lb-iis/web02 health down")
+        haproxy.send("set server lb-iis/web01 weight 50%")
         lb.join(WEB03)
         rows = health.parse_health(state.read_text())
-        lb.say("pause", "web02", 1)
-        lb.say("resume", "web02", 2)
+        lb.send_command("pause", "web02", 1)
+        lb.send_command("resume", "web02", 2)
 
         assert {key[1]: row.down for key, row in rows.items()} == {"web01": False, "web02": True}
         assert haproxy.servers().keys() == {"web01", "web02", "web03"}
-        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # it is not what it was
+        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # its address has changed
 
 
 @pytest.mark.real
-def test_a_worker_that_others_have_started_is_left_alone(lb: LoadBalancer) -> None:
+def test_a_worker_started_by_another_process_is_not_changed(lb: LoadBalancer) -> None:
     with Backend("web01", "127.0.0.11", lb.port), Haproxy(lb) as haproxy:
         lb.join(WEB01)
-        haproxy.ask("set server lb-iis/web01 health down")
+        haproxy.send("set server lb-iis/web01 health down")
         worker = haproxy.worker()
         os.kill(haproxy.pid, signal.SIGUSR2)
         wait_until(lambda: haproxy.worker() != worker)
@@ -100,5 +100,5 @@ def test_a_worker_that_others_have_started_is_left_alone(lb: LoadBalancer) -> No
 
 
 @pytest.mark.parametrize("answer", ["", "2\n", "nonsense", "1\n# x\n1 2 3\n", "1\n" + " ".join(["x"] * 25) + "\n"])
-def test_a_damaged_answer_says_nothing(answer: str) -> None:
+def test_a_damaged_answer_gives_no_states(answer: str) -> None:
     assert health.parse_health(answer) == {}

@@ -49,7 +49,7 @@ def test_only_servers_that_haproxy_has_are_counted(config: str, nodes: tuple[int
 
         typed = lb.run("pause", "web1")
         lb.run("resume", "web1")
-        asked = lb.ask("pause", "web1", 5)
+        asked = lb.send_query("pause", "web1", 5)
 
         assert (asked.stdout, typed.returncode) == (answer, 3 if answer == LAST else 1)  # 1: no other one was asked
 
@@ -62,7 +62,7 @@ def test_a_server_with_weight_0_does_not_count_as_another_server() -> None:
                 == 0
             )
 
-            typed, asked = lb.run("pause", "web1"), lb.ask("pause", "web1", 5)
+            typed, asked = lb.run("pause", "web1"), lb.send_query("pause", "web1", 5)
 
         assert (typed.returncode, asked.stdout) == (3, LAST)
 
@@ -74,7 +74,7 @@ def test_a_failed_node_whose_check_passes_counts_as_another_server() -> None:
             assert lb.handle("member-failed", member_line("web2", "127.0.0.12")).returncode == 0
             wait_until(lambda: haproxy.servers()["web2"] == "UP")
 
-            asked = lb.ask("pause", "web1", 5)
+            asked = lb.send_query("pause", "web1", 5)
 
         assert asked.stdout == DONE
 
@@ -88,7 +88,7 @@ def test_an_operators_line_with_another_spelling_of_the_address_has_priority(add
     ):
         assert lb.join(member_line("web1", "127.0.0.11")).returncode == 0
 
-        asked = lb.ask("pause", "web1", 5).stdout.decode()
+        asked = lb.send_query("pause", "web1", 5).stdout.decode()
 
         assert (lb.managed, haproxy.get()) == ([], "web1")
         assert asked.startswith(

@@ -1,4 +1,4 @@
-"""Markers and lines that cannot be used are named and left alone; everything else goes on."""
+"""Unusable markers and lines are reported and kept; all others work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tests.helpers.real_programs import (
     PATIENCE,
     Haproxy,
     LoadBalancer,
-    binaries,
     member_line,
     wait_until,
 )
@@ -28,12 +27,6 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 MARKER = "    # additional-lb-iis-server\n"
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
 @pytest.fixture
 def lb(binary: Path) -> Iterator[LoadBalancer]:
     with LoadBalancer(binary=binary) as made:
@@ -41,24 +34,24 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
 
 
 @pytest.fixture
-def oldest() -> Iterator[LoadBalancer]:
+def default_lb() -> Iterator[LoadBalancer]:
     with LoadBalancer() as made:
         yield made
 
 
-def number_of(lb: LoadBalancer, text: str, which: int = 0) -> int:
-    """The number of the line that is `text`, of several the one that is number `which` of them."""
+def find_line_number(lb: LoadBalancer, text: str, which: int = 0) -> int:
+    """Return the number of the line `text`; of several equal lines the one with index `which`."""
     return [at for at, line in enumerate(lb.text.decode().split("\n"), 1) if line.strip() == text][which]
 
 
-def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
-    """Joins, pauses, leaves, status and check all do their work."""
+def check_everything_works(lb: LoadBalancer, haproxy: Haproxy) -> None:
+    """Fail unless join, pause, leave, status and check work."""
     joined = lb.join(WEB01, WEB02)
     assert joined.returncode == 0
-    assert lb.ask("pause", "web01", 1).stdout.startswith(b"done")
-    assert haproxy.serving() == {"web02"}
-    assert lb.ask("resume", "web01", 2).stdout.startswith(b"done")
-    assert haproxy.serving() == {"web01", "web02"}
+    assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
+    assert haproxy.find_serving() == {"web02"}
+    assert lb.send_query("resume", "web01", 2).stdout.startswith(b"done")
+    assert haproxy.find_serving() == {"web01", "web02"}
     assert [lb.run(verb).returncode for verb in ("plan", "apply", "status")] == [0, 0, 0]
     assert all(one["quarantine"] is None for one in lb.members().values())
 
@@ -75,13 +68,15 @@ def healthy(lb: LoadBalancer, haproxy: Haproxy) -> None:
         ("cache c\n    total-max-size 4\n    max-age 10\n", "cache c"),
     ],
 )
-def test_a_marker_where_no_server_can_be_is_named_and_ignored(lb: LoadBalancer, section: str, name: str) -> None:
-    section = lb.filled(section)
+def test_a_marker_in_a_section_without_servers_is_reported_and_ignored(
+    lb: LoadBalancer, section: str, name: str
+) -> None:
+    section = lb.fill_template(section)
     lb.text = lb.text + f"{section}{MARKER}".encode()
     with Haproxy(lb) as haproxy:
-        healthy(lb, haproxy)
+        check_everything_works(lb, haproxy)
 
-        misplaced = f"{lb.cfg}:{number_of(lb, MARKER.strip(), 1)}"
+        misplaced = f"{lb.cfg}:{find_line_number(lb, MARKER.strip(), 1)}"
         why = f"it is in {name}, which cannot hold servers"
         assert f"{misplaced}: marker ignored: {why}" in lb.run("status").stdout.decode().replace("\n", "")
         assert f"marker-misplaced: {misplaced}: '{MARKER.strip()}' is ignored: {why}" in lb.run("check").stdout.decode()
@@ -106,23 +101,25 @@ DAMAGED = [
 ]
 
 
-def test_damaged_managed_lines_elsewhere_are_left_alone_and_reported(lb: LoadBalancer) -> None:
+def test_damaged_managed_lines_elsewhere_are_kept_and_reported(lb: LoadBalancer) -> None:
     tail = "".join(f"backend z{at}\n    {line}\n" for at, line in enumerate(DAMAGED))
     lb.text = lb.text + tail.encode()
     with Haproxy(lb) as haproxy:
-        healthy(lb, haproxy)
+        check_everything_works(lb, haproxy)
 
         checked = lb.run("check").stdout.decode()
         for line in DAMAGED:
-            where = f"{lb.cfg}:{number_of(lb, line)}"
+            where = f"{lb.cfg}:{find_line_number(lb, line)}"
             assert f"line-damaged: {where}: {line!r} looks like a managed line" in checked
         assert lb.text.endswith(tail.encode())
 
 
 @pytest.mark.parametrize("line", [one for one in DAMAGED if one.startswith("server")])
 @pytest.mark.parametrize("place", ["above", "below"])
-def test_a_damaged_managed_line_beside_a_marker_is_the_operators(oldest: LoadBalancer, line: str, place: str) -> None:
-    lb, line = oldest, line.replace("127.0.0.11", "127.0.0.31")
+def test_a_damaged_managed_line_beside_a_marker_is_the_operators(
+    default_lb: LoadBalancer, line: str, place: str
+) -> None:
+    lb, line = default_lb, line.replace("127.0.0.11", "127.0.0.31")
     lb.text = lb.text.replace(
         MARKER.encode(), (f"    {line}\n{MARKER}" if place == "above" else f"{MARKER}    {line}\n").encode()
     )
@@ -152,7 +149,7 @@ def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
     with Haproxy(lb) as haproxy:
         assert lb.join(WEB01, member_line("web09", "127.0.0.19")).returncode == 0
 
-        assert haproxy.serving("two") == {"web01", "web09"}
+        assert haproxy.find_serving("two") == {"web01", "web09"}
         assert "web09" in haproxy.servers()
         assert lb.managed.count(lb.server("web01", "127.0.0.11")) == (1 if taken else 2)
         assert all(one["quarantine"] is None for one in lb.members().values())
@@ -160,10 +157,12 @@ def test_the_names_of_a_server_template_are_the_operators_in_its_proxy_only(
         assert lb.run("apply").returncode == 0
 
 
-def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: LoadBalancer) -> None:
+def test_adopting_keeps_a_backup_line_below_the_marker(lb: LoadBalancer) -> None:
     above, below = "    server web01 127.0.0.11:{port} check\n", "    server spare 127.0.0.11:{port} check backup\n"
-    lb.text = lb.filled(CONFIG.replace(MARKER, f"{above}{MARKER}{below}")).encode()
-    expected = lb.filled(CONFIG.replace(MARKER, f"    {lb.server('web01', '127.0.0.11')}\n{MARKER}{below}")).encode()
+    lb.text = lb.fill_template(CONFIG.replace(MARKER, f"{above}{MARKER}{below}")).encode()
+    expected = lb.fill_template(
+        CONFIG.replace(MARKER, f"    {lb.server('web01', '127.0.0.11')}\n{MARKER}{below}")
+    ).encode()
     with Haproxy(lb) as haproxy:
         lb.join(WEB01)
         adopted = lb.run("apply", "--adopt", "--yes")
@@ -173,16 +172,18 @@ def test_adopting_leaves_a_backup_line_below_the_marker_alone(lb: LoadBalancer) 
         assert [one.returncode for one in again] == [0, 0, 0]
         assert lb.text == expected
 
-        assert lb.ask("pause", "web01", 1).stdout.startswith(b"done")
-        assert lb.ask("resume", "web01", 2).stdout.startswith(b"done")
+        assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
+        assert lb.send_query("resume", "web01", 2).stdout.startswith(b"done")
         assert lb.text == expected
-        assert haproxy.serving() == {"web01", "spare"}
+        assert haproxy.find_serving() == {"web01", "spare"}
 
 
 def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> None:
     spare, mine = "    server spare 127.0.0.11:{port} check backup\n", "    server WEB01 127.0.0.11:{port} check\n"
-    lb.text = lb.filled(CONFIG.replace(MARKER, f"{spare}{mine}{MARKER}")).encode()
-    expected = lb.filled(CONFIG.replace(MARKER, f"{spare}    {lb.server('web01', '127.0.0.11')}\n{MARKER}")).encode()
+    lb.text = lb.fill_template(CONFIG.replace(MARKER, f"{spare}{mine}{MARKER}")).encode()
+    expected = lb.fill_template(
+        CONFIG.replace(MARKER, f"{spare}    {lb.server('web01', '127.0.0.11')}\n{MARKER}")
+    ).encode()
     with Haproxy(lb):
         lb.join(WEB01)
         for options in (["--adopt", "--yes"], ["--adopt", "--yes"], []):
@@ -192,8 +193,8 @@ def test_adopting_takes_one_of_two_lines_above_the_marker(lb: LoadBalancer) -> N
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "socket"])
-def test_what_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, name: str, kind: str) -> None:
-    lb = oldest
+def test_a_path_that_is_not_a_regular_file_is_refused_at_once(default_lb: LoadBalancer, name: str, kind: str) -> None:
+    lb = default_lb
     path = lb.etc / name
     path.rename(lb.folder / "kept")
     match kind:
@@ -206,20 +207,20 @@ def test_what_is_not_a_regular_file_is_refused_at_once(oldest: LoadBalancer, nam
         case _:
             with socket.socket(socket.AF_UNIX) as one:
                 one.bind(str(path))
-    folder = (name, kind) == ("haproxy.cfg", "folder")  # of *.cfg files, which HAProxy takes too
+    folder = (name, kind) == ("haproxy.cfg", "folder")  # of *.cfg files, which HAProxy reads too
     why = b"holds no *.cfg file" if folder else b"not a regular file"
 
     joined, planned, checked = lb.join(WEB01), lb.run("plan"), lb.run("check")
 
     assert (joined.returncode, planned.returncode) == ((1, 1) if name == "haproxy.cfg" else (2, 2))
     assert checked.returncode == 1
-    assert all(why in said for said in (joined.stderr, planned.stderr, checked.stdout))
-    assert len(lb.spooled()) + len(lb.members()) == 1
+    assert all(why in is_reported for is_reported in (joined.stderr, planned.stderr, checked.stdout))
+    assert len(lb.list_spool()) + len(lb.members()) == 1
 
 
 @pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml"])
-def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: LoadBalancer, name: str) -> None:
-    lb = oldest
+def test_watch_ends_on_sigterm_although_a_file_is_a_fifo(default_lb: LoadBalancer, name: str) -> None:
+    lb = default_lb
     path = lb.etc / name
     path.rename(lb.folder / "kept")
     os.mkfifo(path)
@@ -228,13 +229,13 @@ def test_watch_ends_when_told_though_a_file_is_a_fifo(oldest: LoadBalancer, name
         os.set_blocking(watch.stderr.fileno(), False)
         seen = b""
 
-        def said() -> bool:
+        def is_reported() -> bool:
             nonlocal seen
             seen += watch.stderr.read() or b""  # type: ignore[union-attr]
             return b"not a regular file" in seen
 
         try:
-            wait_until(said)
+            wait_until(is_reported)
             watch.send_signal(signal.SIGTERM)
             assert watch.wait(PATIENCE) == 0
         finally:

@@ -1,4 +1,4 @@
-"""Long sessions keep a worker of before a reload, which `status` and the metrics tell."""
+"""Workers from before a reload that long sessions keep alive are in `status` and in the metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
-from tests.helpers.tcp_sessions import CONFIG, ROLES, echo_servers, open_sessions
+from tests.helpers.tcp_sessions import CONFIG, ROLES, open_sessions, run_echo_servers
 
 pytestmark = [pytest.mark.real, pytest.mark.every_haproxy]
 
@@ -15,62 +15,62 @@ RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 ADDRESSES = [f"127.0.0.{number}" for number in range(11, 17)]
 
 
-def db(number: int) -> bytes:
+def make_member_line(number: int) -> bytes:
     return member_line(f"db{number}", ADDRESSES[number], "db")
 
 
-def old(lb: LoadBalancer) -> tuple[int | None, list[str], list[str]]:
-    """What `status --json`, `status` and metrics.prom tell of old workers."""
+def read_old_workers(lb: LoadBalancer) -> tuple[int | None, list[str], list[str]]:
+    """Return the old workers in `status --json`, `status` and metrics.prom."""
     as_json = json.loads(lb.run("status", "--json").stdout)
     below = [line for line in lb.run("status").stdout.decode().splitlines() if line.startswith("old workers")]
     metrics = (lb.state / "metrics.prom").read_text().splitlines()
     return as_json["old_workers"], below, [line for line in metrics if line.startswith("lbagent_old_workers")]
 
 
-def words(number: int) -> str:
-    return f"old workers: {number} of HAProxy, each until what was open at its reload has ended"
+def format_row(number: int) -> str:
+    return f"old workers: {number}, until the connections from before the reload have ended"
 
 
 def test_old_workers_are_counted_until_their_last_session_ends() -> None:
-    with LoadBalancer(CONFIG, RELOADING) as lb, Haproxy(lb), echo_servers(ADDRESSES, lb.port):
-        lb.join(db(0))
-        wait_until(lambda: old(lb)[0] == 0)  # the worker that has read no line yet takes a moment to end
+    with LoadBalancer(CONFIG, RELOADING) as lb, Haproxy(lb), run_echo_servers(ADDRESSES, lb.port):
+        lb.join(make_member_line(0))
+        wait_until(lambda: read_old_workers(lb)[0] == 0)  # the first worker takes a moment to end
         lb.run("apply")
-        assert old(lb) == (0, [], ["lbagent_old_workers 0"])
+        assert read_old_workers(lb) == (0, [], ["lbagent_old_workers 0"])
 
         with open_sessions(lb.front, 1) as (first,):
-            lb.join(db(1))
+            lb.join(make_member_line(1))
             with open_sessions(lb.front, 1) as (second,):
-                lb.join(db(2))
-                assert old(lb) == (2, [words(2)], ["lbagent_old_workers 2"])
-                assert (first.lives(), second.lives()) == (True, True)
-            wait_until(lambda: old(lb)[:2] == (1, [words(1)]))
-        wait_until(lambda: old(lb)[:2] == (0, []))
+                lb.join(make_member_line(2))
+                assert read_old_workers(lb) == (2, [format_row(2)], ["lbagent_old_workers 2"])
+                assert (first.is_alive(), second.is_alive()) == (True, True)
+            wait_until(lambda: read_old_workers(lb)[:2] == (1, [format_row(1)]))
+        wait_until(lambda: read_old_workers(lb)[:2] == (0, []))
         lb.run("apply")
-        assert old(lb)[2] == ["lbagent_old_workers 0"]
+        assert read_old_workers(lb)[2] == ["lbagent_old_workers 0"]
 
 
-def test_no_haproxy_has_no_old_workers() -> None:
+def test_without_haproxy_there_are_no_old_workers() -> None:
     with LoadBalancer(CONFIG, RELOADING) as lb:
-        lb.join(db(0))
+        lb.join(make_member_line(0))
 
-        assert old(lb) == (None, [], [])
+        assert read_old_workers(lb) == (None, [], [])
 
 
-def test_sessions_live_through_changes_that_take_no_reload() -> None:
-    with LoadBalancer(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, echo_servers(ADDRESSES, lb.port):
-        lb.join(*map(db, range(3)))
+def test_sessions_survive_changes_without_a_reload() -> None:
+    with LoadBalancer(CONFIG, ROLES) as lb, Haproxy(lb) as haproxy, run_echo_servers(ADDRESSES, lb.port):
+        lb.join(*map(make_member_line, range(3)))
         reloads = haproxy.reloads()
         with open_sessions(lb.front, 6) as sessions:
             assert {session.server for session in sessions} == set(ADDRESSES[:3])
 
             for number in (3, 4, 5):
-                lb.join(db(number))
+                lb.join(make_member_line(number))
             for number in (0, 1, 3):
-                lb.leave(db(number))
-            lb.say("pause", "db2", 1)
+                lb.leave(make_member_line(number))
+            lb.send_command("pause", "db2", 1)
 
-            assert [session.lives() for session in sessions] == 6 * [True]
-            assert (haproxy.reloads(), old(lb)) == (reloads, (0, [], ["lbagent_old_workers 0"]))
+            assert [session.is_alive() for session in sessions] == 6 * [True]
+            assert (haproxy.reloads(), read_old_workers(lb)) == (reloads, (0, [], ["lbagent_old_workers 0"]))
             with open_sessions(lb.front, 6) as fresh:
                 assert {session.server for session in fresh} == {ADDRESSES[4], ADDRESSES[5]}

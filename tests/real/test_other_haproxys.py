@@ -1,4 +1,4 @@
-"""haproxy/process: a HAProxy is ours by the file that it reads, whatever its path is called where it runs."""
+"""A HAProxy is identified by the file that it reads, also in containers, where the file has another path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 class Container(Haproxy):
-    """A HAProxy in a mount namespace of its own, where `mounts` show other folders: (what, where)."""
+    """A HAProxy in a separate mount namespace; `mounts` has source and target folders."""
 
     def __init__(self, lb: LoadBalancer, mounts: dict[Path, Path], config: str) -> None:
         super().__init__(lb, config=[config])
@@ -48,8 +48,8 @@ class Container(Haproxy):
 
 
 @contextlib.contextmanager
-def stranger(lb: LoadBalancer) -> Iterator[Container]:
-    """A HAProxy that reads another file under the path that our haproxy.cfg has."""
+def run_other_container(lb: LoadBalancer) -> Iterator[Container]:
+    """Run a HAProxy in a container that reads another file at the path of our haproxy.cfg."""
     with (
         LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other,
         Container(other, {other.etc: lb.etc}, str(lb.cfg)) as one,
@@ -58,13 +58,13 @@ def stranger(lb: LoadBalancer) -> Iterator[Container]:
 
 
 @pytest.mark.parametrize("pidfile", ["no pidfile", "a pidfile that names it"])
-def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
-    with stranger(lb) as other:
+def test_a_haproxy_of_another_container_does_not_count_as_ours_that_is_down(lb: LoadBalancer, pidfile: str) -> None:
+    with run_other_container(lb) as other:
         if pidfile != "no pidfile":
             lb.text = lb.text.replace(b"global\n", f"global\n    pidfile {other.pidfile}\n".encode())
         before = other.workers()
 
-        ended, asked = lb.join(WEB01), lb.ask("pause", "web01", 1)
+        ended, asked = lb.join(WEB01), lb.send_query("pause", "web01", 1)
 
         assert (ended.returncode, ended.stderr, asked.stdout) == (0, b"", b"haproxy not seen\n")
         assert [entry["outcome"] for entry in lb.history()] == ["written", "written"]
@@ -73,8 +73,8 @@ def test_a_stranger_in_a_container_is_not_taken_for_our_haproxy_that_is_down(lb:
 
 
 @pytest.mark.parametrize("socket", ["with a stats socket", "without a stats socket"])
-def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: LoadBalancer, socket: str) -> None:
-    with stranger(lb) as other, Haproxy(lb) as ours:
+def test_a_haproxy_of_another_container_beside_ours_is_not_reloaded(lb: LoadBalancer, socket: str) -> None:
+    with run_other_container(lb) as other, Haproxy(lb) as ours:
         if socket == "without a stats socket":
             lb.text = lb.text.replace(f"    stats socket {lb.socket}".encode(), b"    # stats socket")
 
@@ -84,7 +84,7 @@ def test_a_stranger_in_a_container_is_left_alone_beside_ours(lb: LoadBalancer, s
         assert (ours.reloads(), other.reloads()) == ((1, 0), (0, 0))
 
 
-def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb: LoadBalancer) -> None:
+def test_our_haproxy_in_a_container_is_found_by_its_file_at_any_path(lb: LoadBalancer) -> None:
     inside = lb.folder / "usr" / "local" / "etc" / "haproxy"
     inside.mkdir(parents=True)
     with Container(lb, {lb.etc: inside}, str(inside / lb.cfg.name)) as ours:
@@ -97,7 +97,7 @@ def test_our_haproxy_in_a_container_is_found_by_the_file_under_whatever_path(lb:
 @pytest.mark.parametrize("link", ["absolute", "relative"])
 def test_a_link_in_a_container_does_not_lead_to_our_file(lb: LoadBalancer, link: str) -> None:
     with LoadBalancer(WITHOUT_SOCKET, RELOADING, lb.binary) as other:
-        # Seen from outside, the absolute link leads to our file; inside, to the other one.
+        # Outside the container the absolute link leads to our file, inside to the other one.
         entry = other.folder / "entry.cfg"
         entry.symlink_to(lb.cfg if link == "absolute" else Path("etc") / other.cfg.name)
         with Container(other, {other.etc: lb.etc}, str(entry)) as one:
@@ -107,7 +107,7 @@ def test_a_link_in_a_container_does_not_lead_to_our_file(lb: LoadBalancer, link:
             assert one.reloads() == (0, 0)
 
 
-def test_a_haproxy_that_has_changed_its_root_is_ours_by_its_path(lb: LoadBalancer) -> None:
+def test_a_haproxy_that_has_changed_its_root_is_found_by_its_path(lb: LoadBalancer) -> None:
     (lb.folder / "empty").mkdir()
     lb.text = lb.text.replace(b"global\n", f"global\n    chroot {lb.folder}/empty\n".encode())
     with Haproxy(lb, "-D") as haproxy:

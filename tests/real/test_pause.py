@@ -1,4 +1,4 @@
-"""pause, resume and forget, typed on one load balancer of a real pair."""
+"""pause, resume and forget on one load balancer of a real pair take effect on both and report each result."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import Backend, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
 
-class Web:
+class WebNode:
     """A web node whose requests are counted."""
 
     def __init__(self, number: int, port: int) -> None:
-        """Nothing runs before `running`."""
+        """Nothing is started here."""
         self.name, self.address = f"web{number:02}", f"127.0.0.{10 + number}"
         self.backend = Backend(self.name, self.address, port)
         self.agent = SerfAgent(self.name, self.address, "web")
 
     @property
-    def out(self) -> str:
-        """Its managed line while it is paused."""
+    def paused_line(self) -> str:
+        """The managed line of the paused node."""
         return f"# lbagent paused {self.name} {self.address} role=web"
 
 
+Pair = tuple[Balancer, Balancer, list[WebNode]]
+"""Two load balancers and their nodes."""
+
+
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
-    """A pair and two nodes, which all tests here share."""
+def shared_pair() -> Iterator[Pair]:
+    """A pair and two nodes, shared by all tests of this file."""
     with contextlib.ExitStack() as stack:
-        one, other = stack.enter_context(pair())
-        nodes = [Web(number, one.lb.port) for number in (1, 2)]
+        one, other = stack.enter_context(run_pair())
+        nodes = [WebNode(number, one.lb.port) for number in (1, 2)]
         for node in nodes:
             stack.enter_context(node.backend)
             stack.enter_context(node.agent)
@@ -45,30 +49,34 @@ def running() -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
 
 
 @pytest.fixture
-def two(running: tuple[Balancer, Balancer, list[Web]]) -> Iterator[tuple[Balancer, Balancer, list[Web]]]:
-    """The same, with no node paused, before and after."""
-    one, other, nodes = running
-    yield running
+def balanced_pair(
+    shared_pair: Pair,
+) -> Iterator[Pair]:
+    """The same pair; no node is paused before and after the test."""
+    one, other, nodes = shared_pair
+    yield shared_pair
     for balancer in (one, other):
-        balancer.lb.count_checks()  # replaces what a test made of haproxy -c
+        balancer.lb.count_checks()  # restores `haproxy -c`
         for node in nodes:
             balancer.run("resume", node.name)
     wait_until(lambda: not any(line.startswith("#") for line in one.lb.managed + other.lb.managed))
 
 
-def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, rest) = two
+def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, rest) = balanced_pair
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
 
     done = one.rows("pause", node.name, "--for", "2h", "--reason", "patch  day")
     requests = node.backend.requests
-    answering = [balancer.haproxy.answering(40) for balancer in (one, other)]
+    answering = [balancer.haproxy.find_answering(40) for balancer in (one, other)]
 
     assert done == (0, {"lb01": "done", "lb02": "done"})
     assert (answering, node.backend.requests) == ([{rest.name}, {rest.name}], requests)
     for balancer, by in ((one, "operator on lb01"), (other, "operator on lb01, by query")):
-        assert balancer.lb.managed[0] == node.out
+        assert balancer.lb.managed[0] == node.paused_line
         pause = balancer.lb.members()[node.name]["pause"]
         assert (pause.by, pause.reason) == (by, "patch day")
     assert one.lb.members()[node.name]["pause"].until == other.lb.members()[node.name]["pause"].until
@@ -78,74 +86,84 @@ def test_a_pause_confirmed_by_both_takes_all_traffic_away(two: tuple[Balancer, B
         wait_until(functools.partial(_serves_both, balancer))
 
 
-def test_a_load_balancer_that_does_not_confirm_is_named(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, _) = two
+def test_a_load_balancer_that_does_not_confirm_is_named(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
     gate = other.lb.hold_checks()  # the handler of lb02 hangs
 
-    status, said = one.rows("pause", node.name)
+    status, rows = one.rows("pause", node.name)
 
     gate.touch()
-    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
-    assert (status, said) == (1, {"lb01": "done", "lb02": "not answered"})
-    assert one.lb.managed[0] == node.out
+    wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
+    assert (status, rows) == (1, {"lb01": "done", "lb02": "not answered"})
+    assert one.lb.managed[0] == node.paused_line
 
 
-def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, _) = two
+def test_a_load_balancer_that_cannot_apply_a_pause_answers_why(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
     text = other.lb.text
     other.lb.text = text.replace(b"balance roundrobin", b"balanse roundrobin")
 
-    status, said = one.rows("pause", node.name)
+    status, rows = one.rows("pause", node.name)
 
     other.lb.text = text
-    assert (status, said["lb01"]) == (1, "done")
-    assert said["lb02"].startswith(
+    assert (status, rows["lb01"]) == (1, "done")
+    assert rows["lb02"].startswith(
         "not applied yet: haproxy.cfg is invalid, not because of lbagent; nothing was changed: parsing ["
     )
     assert other.run("apply").returncode == 0
-    assert other.lb.managed[0] == node.out
+    assert other.lb.managed[0] == node.paused_line
 
 
-def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, _ = two
+def test_a_pause_of_an_unknown_node_is_remembered_and_not_confirmed(
+    balanced_pair: Pair,
+) -> None:
+    one, _, _ = balanced_pair
 
     assert one.rows("pause", "web77") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node, remembered"))
     assert one.rows("resume", "web78") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
     assert one.rows("forget", "web77") == (0, dict.fromkeys(("lb01", "lb02"), "done"))
 
 
-def test_forgetting_an_unknown_node_fails(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, _ = two
+def test_forgetting_an_unknown_node_fails(balanced_pair: Pair) -> None:
+    one, _, _ = balanced_pair
 
     assert one.rows("forget", "web0l") == (1, dict.fromkeys(("lb01", "lb02"), "unknown node"))
 
 
-def test_the_answer_to_a_pause_has_the_number_of_open_sessions(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, (node, _) = two
+def test_the_answer_to_a_pause_has_the_number_of_open_sessions(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, _) = balanced_pair
     with contextlib.ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(_connected(node))
+            stack.enter_context(_connect(node))
 
-        status, said = one.rows("pause", node.name)
+        status, rows = one.rows("pause", node.name)
 
-    assert (status, said) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
+    assert (status, rows) == (0, dict.fromkeys(("lb01", "lb02"), "done, 3 sessions still open"))
 
 
-def test_a_node_with_the_tag_stays_paused_after_a_resume(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, _) = two
-    node.agent.tag(lbagent="paused")
-    wait_until(lambda: node.out in one.lb.managed and node.out in other.lb.managed)
+def test_a_node_with_the_tag_stays_paused_after_a_resume(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, _) = balanced_pair
+    node.agent.set_tags(lbagent="paused")
+    wait_until(lambda: node.paused_line in one.lb.managed and node.paused_line in other.lb.managed)
 
-    status, said = one.rows("resume", node.name)
+    status, rows = one.rows("resume", node.name)
 
-    assert (status, said) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
-    assert node.out in one.lb.managed
+    assert (status, rows) == (1, dict.fromkeys(("lb01", "lb02"), "still paused by its tag"))
+    assert node.paused_line in one.lb.managed
     node.agent._serf("tags", "-delete", "lbagent")
-    wait_until(lambda: node.out not in one.lb.managed and node.out not in other.lb.managed)
+    wait_until(lambda: node.paused_line not in one.lb.managed and node.paused_line not in other.lb.managed)
 
 
-def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, (node, _) = two
+def test_forgetting_a_node_that_is_alive_is_refused(balanced_pair: Pair) -> None:
+    one, _, (node, _) = balanced_pair
     before = one.lb.managed
 
     assert one.rows("forget", node.name) == (1, dict.fromkeys(("lb01", "lb02"), "refused: web01 is alive"))
@@ -153,7 +171,7 @@ def test_forgetting_a_node_that_is_alive_is_refused(two: tuple[Balancer, Balance
 
 
 def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
-    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+    with run_pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         join_both((one, other), web)
         assert one.rows("pause", "web01", "--force")[0] == 0
         web.kill()
@@ -171,7 +189,11 @@ def test_a_failed_node_is_forgotten_with_its_pause_on_both() -> None:
 
 
 def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
-    with pair() as (one, other), SerfAgent("lb 03", "127.0.0.8", "lb") as odd, SerfAgent("web01", "127.0.0.11") as web:
+    with (
+        run_pair() as (one, other),
+        SerfAgent("lb 03", "127.0.0.8", "lb") as odd,
+        SerfAgent("web01", "127.0.0.11") as web,
+    ):
         join_both((one, other), web)
         odd.join(one.agent)
         wait_until(lambda: "lb 03" in one.agent.members())
@@ -187,7 +209,7 @@ def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
 
 
 def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:
-    with pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
+    with run_pair() as (one, other), SerfAgent("web01", "127.0.0.11", "web") as web:
         join_both((one, other), web)
         one.agent.kill()
 
@@ -205,8 +227,10 @@ def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() 
 LAST = "done, no other server of iis serves"
 
 
-def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, rest) = two
+def test_several_nodes_are_paused_and_resumed_by_one_command(
+    balanced_pair: Pair,
+) -> None:
+    one, other, (node, rest) = balanced_pair
 
     paused = one.run("pause", "web01", "web02", "web01", "--force")
     texts = [balancer.lb.managed for balancer in (one, other)]
@@ -214,36 +238,38 @@ def test_several_nodes_are_paused_and_resumed_by_one_command(two: tuple[Balancer
 
     assert (paused.returncode, resumed.returncode) == (0, 0)
     rows = [(name, lb) for lb in ("lb01", "lb02") for name in ("web01", "web02")]
-    # Here both are one run; the others are asked node by node, where web01 may be done before web02.
-    said = sorted(paused.stdout.decode().splitlines())
-    assert said[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
-    assert [said[0], *said[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
+    # This load balancer applies both in one run; the other one is queried node by node, web01 first.
+    printed = sorted(paused.stdout.decode().splitlines())
+    assert printed[1] in ("web01  lb02  done", f"web01  lb02  {LAST}")
+    assert [printed[0], *printed[2:]] == [f"{row}  {LAST}" for row in ("web01  lb01", "web02  lb01", "web02  lb02")]
     assert sorted(resumed.stdout.decode().splitlines()) == sorted(f"{name}  {lb}  done" for name, lb in rows)
-    assert texts == [[node.out, rest.out]] * 2
+    assert texts == [[node.paused_line, rest.paused_line]] * 2
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
 
 
 @pytest.mark.parametrize("words", [["web02"], ["WEB02"], ["127.0.0.12"], ["web01", "web02"]])
-def test_the_last_server_of_a_service_needs_force(two: tuple[Balancer, Balancer, list[Web]], words: list[str]) -> None:
-    one, other, (node, rest) = two
+def test_the_last_server_of_a_service_needs_force(balanced_pair: Pair, words: list[str]) -> None:
+    one, other, (node, rest) = balanced_pair
     assert one.rows("pause", node.name) == (0, {"lb01": "done", "lb02": "done"})
     before = one.lb.text, other.lb.text, other.lb.members()
 
     refused = one.run("pause", *words)
 
-    said = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
-    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {said}\n")
+    message = f"{', '.join(words)}: no other server of iis serves; resume another node first, or use --force"
+    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (3, b"", f"lbagent: {message}\n")
     assert (one.lb.text, other.lb.text, other.lb.members()) == before
     assert one.lb.members()["web02"]["pause"] is None
-    assert one.haproxy.answering() == {rest.name}
+    assert one.haproxy.find_answering() == {rest.name}
     assert one.rows("pause", node.name) == (0, {"lb01": LAST.replace(LAST, "done"), "lb02": "done"})
     assert one.rows("pause", rest.name, "--force") == (0, dict.fromkeys(("lb01", "lb02"), LAST))
-    assert one.haproxy.answering() == {"503"}
+    assert one.haproxy.find_answering() == {"503"}
 
 
-def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, (node, rest) = two
+def test_two_commands_at_once_cannot_pause_the_last_two_servers(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, rest) = balanced_pair
     gate, before = one.lb.hold_checks(), one.lb.checks
 
     at_once = [one.lb.start("pause", name, env={"SERF_RPC_ADDR": one.agent.rpc}) for name in (node.name, rest.name)]
@@ -255,11 +281,13 @@ def test_two_commands_at_once_cannot_pause_the_last_two_servers(two: tuple[Balan
 
     assert ended == [0, 3]
     assert sum(line.startswith("#") for line in one.lb.managed) == 1
-    assert len(one.haproxy.answering()) == 1
+    assert len(one.haproxy.find_answering()) == 1
 
 
-def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, _, (node, rest) = two
+def test_a_server_that_is_down_does_not_count_as_another_server(
+    balanced_pair: Pair,
+) -> None:
+    one, _, (node, rest) = balanced_pair
     rest.backend.stop()
     wait_until(lambda: one.haproxy.servers()[rest.name] == "DOWN")
 
@@ -270,12 +298,12 @@ def test_a_server_that_is_down_does_not_count_as_another_server(two: tuple[Balan
     assert (status, one.lb.members()[node.name]["pause"]) == (3, None)
 
 
-def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balancer, list[Web]]) -> None:
-    one, other, (node, rest) = two
+def test_a_query_from_a_node_pauses_the_last_server(balanced_pair: Pair) -> None:
+    one, other, (node, rest) = balanced_pair
     assert one.run("pause", rest.name).returncode == 0
 
-    assert node.agent.query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
-    assert (one.haproxy.answering(), other.haproxy.answering()) == ({"503"}, {"503"})
+    assert node.agent.send_query("pause", node.name, 2) == dict.fromkeys(("lb01", "lb02"), LAST)
+    assert (one.haproxy.find_answering(), other.haproxy.find_answering()) == ({"503"}, {"503"})
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -283,9 +311,9 @@ def test_a_query_from_a_node_pauses_the_last_server(two: tuple[Balancer, Balance
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_effect(
-    two: tuple[Balancer, Balancer, list[Web]], number: signal.Signals
+    balanced_pair: Pair, number: signal.Signals
 ) -> None:
-    one, other, (node, rest) = two
+    one, other, (node, rest) = balanced_pair
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
     asking = one.lb.start("pause", node.name, env={"SERF_RPC_ADDR": one.agent.rpc})
     assert asking.stdout
@@ -294,18 +322,18 @@ def test_rows_are_printed_as_answers_arrive_and_an_interrupt_prints_what_is_in_e
     wait_until(lambda: other.lb.checks > before)
 
     asking.send_signal(number)
-    out, said = asking.communicate()
+    out, message = asking.communicate()
 
     gate.touch()
     assert (asking.returncode, out) == (130, b"")
     rest_of_it = "in effect on lb01; not answered: lb02; run it again to ask them"
-    assert said.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
-    assert one.haproxy.answering() == {rest.name}
-    wait_until(lambda: other.lb.settled(node.out, other.lb.server("web02", "127.0.0.12")))
+    assert message.decode() == f"lbagent: interrupted: pause of web01: {rest_of_it}\n"
+    assert one.haproxy.find_answering() == {rest.name}
+    wait_until(lambda: other.lb.is_settled(node.paused_line, other.lb.server("web02", "127.0.0.12")))
 
 
 def _serves_both(balancer: Balancer) -> bool:
-    return balancer.haproxy.answering() == {"web01", "web02"}
+    return balancer.haproxy.find_answering() == {"web01", "web02"}
 
 
 def _has_failed(balancer: Balancer) -> bool:
@@ -313,12 +341,12 @@ def _has_failed(balancer: Balancer) -> bool:
 
 
 @contextlib.contextmanager
-def _connected(node: Web) -> Iterator[None]:
+def _connect(node: WebNode) -> Iterator[None]:
     with socket.create_connection((node.address, node.backend.port)):
         yield
 
 
-# --- wrong usage ----------------------------------------------------------------------------------------------------
+# --- invalid arguments ----------------------------------------------------------------------------------------------
 
 
 NO_TIME = "not a time such as 90s, 15m, 2h or 7d, of at most ten years"
@@ -326,7 +354,7 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["pause", "web 01"], "'web 01' is neither a node's name nor an address"),
         (["resume", "-x"], "the following arguments are required: NODE (see `lbagent resume --help`)"),
@@ -345,13 +373,13 @@ NO_REASON = "at most 200 printable characters, of 400 bytes, can be sent"
         (["pause", "web01", "--reason", "a\udcffb"], f"--reason has 3 characters, of 3 bytes: {NO_REASON}"),
     ],
 )
-def test_wrong_usage_is_one_line_and_changes_nothing(lb: LoadBalancer, words: list[str], said: str) -> None:
+def test_invalid_arguments_give_one_line_and_change_nothing(lb: LoadBalancer, words: list[str], message: str) -> None:
     before = lb.text
 
     done = lb.run(*words)
 
-    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {said}\n")
-    assert (lb.text, lb.members(), lb.spooled()) == (before, {}, [])
+    assert (done.returncode, done.stderr.decode()) == (2, f"lbagent: {message}\n")
+    assert (lb.text, lb.members(), lb.list_spool()) == (before, {}, [])
 
 
 @pytest.mark.parametrize(
@@ -362,13 +390,6 @@ def test_nodes_and_options_may_be_in_any_order(lb: LoadBalancer, words: list[str
 
     here = [line.split(None, 2)[::2] for line in done.stdout.decode().splitlines() if " others " not in line]
     assert here == [["web01", "unknown node, remembered"], ["web02", "unknown node, remembered"]]
-
-
-@pytest.fixture
-def lb() -> Iterator[LoadBalancer]:
-    """A load balancer that runs nothing."""
-    with LoadBalancer() as one:
-        yield one
 
 
 # --- commands that another run applies ------------------------------------------------------------------------------
@@ -383,7 +404,7 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: LoadBalanc
     first = lb.start_handle("member-join", member_line("web02", "127.0.0.12"))
     wait_until(lambda: lb.checks == 1)
     asking = lb.start_handle("query", b"web01\n", SERF_QUERY_NAME=query, SERF_QUERY_LTIME="1")
-    wait_until(lambda: lb.spooled() != [])
+    wait_until(lambda: lb.list_spool() != [])
 
     gate.touch()
 
@@ -393,9 +414,9 @@ def test_the_answer_is_true_where_another_run_applies_the_command(lb: LoadBalanc
 
 def test_the_status_query_counts_the_open_sessions_of_paused_nodes_and_echoes_no_invalid_name(lb: LoadBalancer) -> None:
     lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
-    lb.ask("pause", "web01", 1)
+    lb.send_query("pause", "web01", 1)
     with Backend("web01", "127.0.0.11", lb.port), socket.create_connection(("127.0.0.11", lb.port)):
-        answer = lb.ask("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
+        answer = lb.send_query("lbagent-status", "sessions web01 127.0.0.11 web02 web03 \x1b[1m;", 2).stdout
 
     assert answer == b"web01=1 127.0.0.11=1 web02=resumed web03=resumed\n"
 
@@ -404,9 +425,9 @@ def test_a_pause_does_not_affect_an_operators_line(lb: LoadBalancer) -> None:
     lb.text = lb.text.replace(b"    # additional", b"    server web01 127.0.0.11:80\n    # additional")
     lb.join(member_line("web01", "127.0.0.11"))
 
-    said = lb.ask("pause", "web01", 1).stdout.decode()
+    message = lb.send_query("pause", "web01", 1).stdout.decode()
 
     assert (
-        said == "not applied yet: web01: no managed line in listen lb-iis: "
+        message == "not applied yet: web01: no managed line in listen lb-iis: "
         "an operator's line has its name or address, pauses do not affect it\n"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import tcp_sessions
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import LBAGENT, SerfAgent, wait_until
 from tests.helpers.tcp_sessions import Session
 from tests.helpers.terminal import Terminal
@@ -21,30 +21,30 @@ NODES = {"db01": "127.0.0.11", "db02": "127.0.0.12"}
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Balancer, Balancer]]:
-    """A pair that balances two TCP servers."""
+def shared_pair() -> Iterator[tuple[Balancer, Balancer]]:
+    """A pair that balances two TCP servers, shared by all tests of this file."""
     with contextlib.ExitStack() as stack:
-        two = stack.enter_context(pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
-        stack.enter_context(tcp_sessions.echo_servers([*NODES.values()], two[0].lb.port))
+        balanced_pair = stack.enter_context(run_pair(tcp_sessions.CONFIG, tcp_sessions.ROLES))
+        stack.enter_context(tcp_sessions.run_echo_servers([*NODES.values()], balanced_pair[0].lb.port))
         agents = [stack.enter_context(SerfAgent(name, address, "db")) for name, address in NODES.items()]
-        join_both(two, *agents)
-        yield two
+        join_both(balanced_pair, *agents)
+        yield balanced_pair
 
 
 @pytest.fixture
-def two(running: tuple[Balancer, Balancer]) -> Iterator[tuple[Balancer, Balancer]]:
-    """The same pair, with both nodes in balancing before and after."""
-    yield running
-    for balancer in running:
-        balancer.lb.count_checks()  # replaces whatever a test made of haproxy -c
-    running[0].run("resume", *NODES)
-    for balancer in running:
+def balanced_pair(shared_pair: tuple[Balancer, Balancer]) -> Iterator[tuple[Balancer, Balancer]]:
+    """The same pair; no node is paused before and after the test."""
+    yield shared_pair
+    for balancer in shared_pair:
+        balancer.lb.count_checks()  # restores `haproxy -c`
+    shared_pair[0].run("resume", *NODES)
+    for balancer in shared_pair:
         wait_until(lambda: not any(line.startswith("#") for line in balancer.lb.managed))  # noqa: B023
 
 
 @contextlib.contextmanager
-def sessions(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
-    """So many sessions through HAProxy to one node."""
+def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
+    """Open `number` sessions through HAProxy to one node."""
     found: list[Session] = []
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as others:
@@ -56,18 +56,18 @@ def sessions(balancer: Balancer, node: str, number: int) -> Iterator[list[Sessio
         yield found
 
 
-def start(balancer: Balancer, *words: str) -> subprocess.Popen[bytes]:
-    """`lbagent` with these words, its output piped."""
+def start_lbagent(balancer: Balancer, *words: str) -> subprocess.Popen[bytes]:
+    """Start `lbagent` with its output in a pipe."""
     return balancer.lb.start(*words, env={"SERF_RPC_ADDR": balancer.agent.rpc})
 
 
-def on_terminal(balancer: Balancer, *words: str, columns: int = 80) -> Terminal:
-    """`lbagent` with these words on a terminal."""
+def start_on_terminal(balancer: Balancer, *words: str, columns: int = 80) -> Terminal:
+    """Start `lbagent` on a terminal."""
     return Terminal([LBAGENT, *words], {**balancer.lb.env, "SERF_RPC_ADDR": balancer.agent.rpc}, columns)
 
 
 def read_lines(process: subprocess.Popen[bytes], number: int) -> list[str]:
-    """The next lines that the process prints, sorted: the load balancers answer in any order."""
+    """Return the next lines of the output, sorted: the load balancers answer in any order."""
     assert process.stdout
     return sorted(process.stdout.readline().decode().rstrip("\n") for _ in range(number))
 
@@ -75,9 +75,9 @@ def read_lines(process: subprocess.Popen[bytes], number: int) -> list[str]:
 # Both load balancers of these tests are on one host, so that each counts the connections of both.
 
 
-def test_each_change_is_a_line_where_output_is_piped(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 2) as opened:
-        waiting = start(two[0], "pause", "db01", "--wait")
+def test_each_change_is_a_line_where_output_is_piped(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with open_sessions_to(balanced_pair[0], "db01", 2) as opened:
+        waiting = start_lbagent(balanced_pair[0], "pause", "db01", "--wait")
         rows = [read_lines(waiting, 2)]
         for session in opened:
             session.close()
@@ -92,17 +92,17 @@ def test_each_change_is_a_line_where_output_is_piped(two: tuple[Balancer, Balanc
     assert (waiting.returncode, out, err) == (0, b"", b"")
 
 
-def test_without_a_session_it_does_not_wait(two: tuple[Balancer, Balancer]) -> None:
-    done = two[0].run("pause", "--wait", "db01")  # the name of the node is not the time
+def test_without_a_session_it_does_not_wait(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    done = balanced_pair[0].run("pause", "--wait", "db01")  # the name of the node is not the time
 
     assert done.returncode == 0
     assert sorted(done.stdout.decode().splitlines()) == ["lb01  done", "lb02  done"]
     assert done.stderr == b""
 
 
-def test_the_number_is_replaced_in_place_on_a_terminal(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 2) as opened:
-        terminal = on_terminal(two[0], "pause", "db01", "--wait")
+def test_the_number_is_replaced_in_place_on_a_terminal(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with open_sessions_to(balanced_pair[0], "db01", 2) as opened:
+        terminal = start_on_terminal(balanced_pair[0], "pause", "db01", "--wait")
         rows = ["lb01  done, 2 sessions still open", "lb02  done, 2 sessions still open"]
         for session, words in zip(opened, ("2 sessions", "1 session"), strict=True):
             terminal.wait_for_screen(
@@ -113,42 +113,45 @@ def test_the_number_is_replaced_in_place_on_a_terminal(two: tuple[Balancer, Bala
             )
             assert terminal.screen[2][1:] == " waiting until no session is open; Ctrl-C ends the waiting, not the pause"
             session.close()
-        status, _ = terminal.end()
+        status, _ = terminal.wait_for_end()
 
     assert (status, sorted(terminal.screen)) == (0, sorted([*rows, "lb01  no session open", "lb02  no session open"]))
 
 
-def test_a_time_limit_ends_it_and_the_message_has_what_is_still_open(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [session]:
-        done = two[0].run("pause", "db01", "--wait", "1s")
+def test_a_time_limit_ends_it_and_the_message_has_what_is_still_open(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with open_sessions_to(balanced_pair[0], "db01", 1) as [session]:
+        done = balanced_pair[0].run("pause", "db01", "--wait", "1s")
 
-        assert session.lives()
+        assert session.is_alive()
     assert done.returncode == 1
     assert done.stderr.decode() == (
         "lbagent: db01: 1 session still open on lb01, lb02 after 1s; the pause is in effect, run it again to wait on\n"
     )
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_pause(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [session]:
-        terminal = on_terminal(two[0], "pause", "db01", "--wait", columns=140)
+def test_ctrl_c_ends_the_wait_and_keeps_the_pause(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with open_sessions_to(balanced_pair[0], "db01", 1) as [session]:
+        terminal = start_on_terminal(balanced_pair[0], "pause", "db01", "--wait", columns=140)
         terminal.wait_for("waiting until")
         terminal.type("\x03")
-        status, _ = terminal.end()
+        status, _ = terminal.wait_for_end()
 
-        assert session.lives()
+        assert session.is_alive()
     assert status == 130
     assert terminal.screen[2:] == [
         "lbagent: interrupted: pause of db01: in effect on lb01, lb02; 1 session still open on lb01, lb02"
     ]
     assert "\x1b[?25h" in terminal.raw.rpartition("\x1b[?25l")[2]  # the cursor is visible again
-    for balancer in two:
+    for balancer in balanced_pair:
         assert any(line.startswith("# lbagent paused db01 ") for line in balancer.lb.managed)
 
 
-def test_several_nodes_have_their_name_in_each_row(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1) as [one], sessions(two[1], "db02", 1) as [other]:
-        waiting = start(two[0], "pause", "db01", "db02", "--force", "--wait=1m")
+def test_rows_of_several_nodes_contain_their_names(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with (
+        open_sessions_to(balanced_pair[0], "db01", 1) as [one],
+        open_sessions_to(balanced_pair[1], "db02", 1) as [other],
+    ):
+        waiting = start_lbagent(balanced_pair[0], "pause", "db01", "db02", "--force", "--wait=1m")
         rows = read_lines(waiting, 4)
         one.close()
         first = read_lines(waiting, 2)
@@ -163,21 +166,21 @@ def test_several_nodes_have_their_name_in_each_row(two: tuple[Balancer, Balancer
     assert waiting.returncode == 0
 
 
-def test_a_node_that_is_resumed_meanwhile_is_not_paused_again(two: tuple[Balancer, Balancer]) -> None:
-    with sessions(two[0], "db01", 1):
-        waiting = start(two[0], "pause", "db01", "--wait")
+def test_a_node_that_is_resumed_during_the_wait_is_not_paused_again(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    with open_sessions_to(balanced_pair[0], "db01", 1):
+        waiting = start_lbagent(balanced_pair[0], "pause", "db01", "--wait")
         read_lines(waiting, 2)
-        assert two[1].rows("resume", "db01") == (0, {"lb01": "done", "lb02": "done"})
+        assert balanced_pair[1].rows("resume", "db01") == (0, {"lb01": "done", "lb02": "done"})
         _, err = waiting.communicate(timeout=60)
 
     assert waiting.returncode == 1
     assert re.fullmatch(r"lbagent: db01: not paused any more on lb0[12](, lb02)?; pause it again\n", err.decode())
-    assert not any(line.startswith("#") for balancer in two for line in balancer.lb.managed)
+    assert not any(line.startswith("#") for balancer in balanced_pair for line in balancer.lb.managed)
 
 
-def test_a_pause_that_is_not_confirmed_is_not_waited_for(two: tuple[Balancer, Balancer]) -> None:
-    one, other = two
-    with sessions(one, "db01", 1):
+def test_a_pause_that_is_not_confirmed_is_not_waited_for(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    one, other = balanced_pair
+    with open_sessions_to(one, "db01", 1):
         gate = other.lb.hold_checks()  # the handler of lb02 hangs
         done = one.run("pause", "db01", "--wait")
         gate.touch()
@@ -189,15 +192,15 @@ def test_a_pause_that_is_not_confirmed_is_not_waited_for(two: tuple[Balancer, Ba
     )
 
 
-def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Balancer]) -> None:
-    one, _ = two
+def test_a_load_balancer_that_failed_is_not_waited_for(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    one, _ = balanced_pair
     with SerfAgent("lb03", "127.0.0.8", "lb") as third:
         third.join(one.agent)
         third.kill()
     wait_until(lambda: one.agent.members()["lb03"] == "failed")
     try:
-        with sessions(one, "db01", 1) as [session]:
-            waiting = start(one, "pause", "db01", "--wait")
+        with open_sessions_to(one, "db01", 1) as [session]:
+            waiting = start_lbagent(one, "pause", "db01", "--wait")
             rows = read_lines(waiting, 3)
             session.close()
             end = read_lines(waiting, 2)
@@ -210,15 +213,15 @@ def test_a_load_balancer_that_failed_is_not_waited_for(two: tuple[Balancer, Bala
     assert waiting.returncode == 1
 
 
-def test_a_spinner_shows_which_load_balancer_has_not_answered(two: tuple[Balancer, Balancer]) -> None:
-    one, other = two
+def test_a_spinner_shows_which_load_balancer_has_not_answered(balanced_pair: tuple[Balancer, Balancer]) -> None:
+    one, other = balanced_pair
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
-    terminal = on_terminal(one, "pause", "db01")
+    terminal = start_on_terminal(one, "pause", "db01")
     terminal.wait_for("waiting for lb02")
     wait_until(lambda: other.lb.checks > before)
     shown = terminal.screen
     gate.touch()
-    status, _ = terminal.end()
+    status, _ = terminal.wait_for_end()
 
     assert (shown[0], shown[1][1:]) == ("lb01  done", " waiting for lb02")
     assert (status, terminal.screen) == (0, ["lb01  done", "lb02  done"])

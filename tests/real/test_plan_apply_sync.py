@@ -1,4 +1,4 @@
-"""`plan`, `apply`, `sync` and the command line: something is always said, and a broken state is never shown as good."""
+"""`plan`, `apply`, `sync` and the command line always print a result, and never show a broken state as good."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 
 def broken(lb: LoadBalancer) -> bytes:
-    """The operator's haproxy.cfg with a word that HAProxy does not know."""
+    """Add an unknown keyword to haproxy.cfg; returns the new text."""
     lb.text = text = lb.text.replace(b"    balance ", b"    balanse ")
     return text
 
@@ -44,14 +44,14 @@ def broken(lb: LoadBalancer) -> bytes:
 # --- nothing to do --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_do_is_said_with_what_haproxy_cfg_has(lb: LoadBalancer) -> None:
+def test_without_changes_the_number_of_nodes_and_lines_is_printed(lb: LoadBalancer) -> None:
     for words in (["plan"], ["apply"], ["plan", "-v"], ["apply", "--force"]):
         done = lb.run(*words)
 
         assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
 
 
-def test_a_node_with_several_lines_is_one_node() -> None:
+def test_a_node_with_several_lines_counts_as_one_node() -> None:
     roles = ROLES.replace("  iis: {{port: {port}}}", "  iis: {{port: {port}}}\n  api: {{port: 99}}").replace(
         "lb: [iis]", "lb: [iis, api]"
     )
@@ -62,12 +62,12 @@ def test_a_node_with_several_lines_is_one_node() -> None:
         assert lb.run("plan").stdout == b"No changes: 1 node, 2 lines.\n"
 
 
-# --- a broken haproxy.cfg, quarantine, blocked removals -------------------------------------------------------------
+# --- an invalid haproxy.cfg, quarantine, blocked removals -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: str, *, pending: bool) -> None:
+def test_an_invalid_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: str, *, pending: bool) -> None:
     text = broken(lb)
     if pending:
         lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -81,8 +81,8 @@ def test_a_broken_haproxy_cfg_is_refused_with_its_line(lb: LoadBalancer, verb: s
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
-def test_a_quarantine_is_told_and_ends_with_4(lb: LoadBalancer, verb: str) -> None:
-    lb.roles.write_text(lb.filled(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
+def test_a_quarantine_is_printed_and_ends_with_4(lb: LoadBalancer, verb: str) -> None:
+    lb.roles.write_text(lb.fill_template(ROLES).replace("interval: 200ms", "options: 'check weight {tag:weight|1}'"))
     lb.run("apply")
     lb.join(member_line("web03", "127.0.0.13", weight="999"))
     text = lb.text
@@ -95,7 +95,7 @@ def test_a_quarantine_is_told_and_ends_with_4(lb: LoadBalancer, verb: str) -> No
     assert lb.text == text
 
 
-def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: LoadBalancer) -> None:
+def test_plan_reports_the_lines_that_haproxy_would_refuse(lb: LoadBalancer) -> None:
     text = lb.text
     lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "options: 'check maxcon 50'"))
 
@@ -104,7 +104,7 @@ def test_what_haproxy_would_refuse_of_a_plan_is_told_by_plan(lb: LoadBalancer) -
     assert done.returncode == 4
     assert b"haproxy.cfg: HAProxy refuses the planned text: " in done.stderr
     assert b"maxcon" in done.stderr
-    assert (lb.text, lb.staged()) == (text, [])
+    assert (lb.text, lb.list_staged()) == (text, [])
 
 
 def test_blocked_removals_end_plan_and_apply_with_3() -> None:
@@ -121,7 +121,7 @@ def test_blocked_removals_end_plan_and_apply_with_3() -> None:
         assert lb.text == text
 
 
-def test_plan_touches_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> None:
+def test_plan_changes_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> None:
     staged = lb.etc / ".haproxy.cfg.lbagent-staged"
     staged.write_bytes(b"of a run that is under way")
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
@@ -130,7 +130,7 @@ def test_plan_touches_nothing_while_a_run_stages_its_text(lb: LoadBalancer) -> N
     assert staged.read_bytes() == b"of a run that is under way"
 
 
-def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: LoadBalancer) -> None:
+def test_without_haproxy_a_plan_is_printed_and_reported_as_not_validated(lb: LoadBalancer) -> None:
     lb.roles.write_text(lb.roles.read_text().replace("200ms", "300ms"))
     broken_program = lb.bin / "haproxy"
     broken_program.unlink()
@@ -147,7 +147,7 @@ def test_without_haproxy_a_plan_is_shown_and_said_to_be_not_validated(lb: LoadBa
 
 
 @pytest.mark.skipif(shutil.which("serf") is None, reason="a real serf is needed")
-def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
+def test_a_trial_roles_yml_is_used_with_the_installed_token(tmp_path: Path) -> None:
     settings, trial = tmp_path / "rpc.json", tmp_path / "trial.yml"
     settings.write_text('{"rpc_auth": "secret"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "secret"}
@@ -170,7 +170,7 @@ def test_a_trial_file_finds_the_token_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["plan", "--roles", "{roles}", "--state-dir={state}"], ["--roles={roles}", "plan"]])
-def test_global_options_stand_anywhere(lb: LoadBalancer, words: list[str]) -> None:
+def test_global_options_are_accepted_before_and_after_the_command(lb: LoadBalancer, words: list[str]) -> None:
     given = [word.format(roles=lb.roles, state=lb.state) for word in words]
 
     done = lb.run(*given, env={"LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": str(lb.state)})
@@ -178,7 +178,7 @@ def test_global_options_stand_anywhere(lb: LoadBalancer, words: list[str]) -> No
     assert (done.returncode, done.stdout) == (0, b"No changes: 2 nodes, 2 lines.\n")
 
 
-def test_a_handler_takes_its_options_on_both_sides() -> None:
+def test_handle_accepts_options_before_and_after_the_command() -> None:
     with LoadBalancer() as lb:
         env = {"SERF_EVENT": "member-join", "LBAGENT_ROLES": "/nowhere", "LBAGENT_STATE_DIR": "/nowhere"}
 
@@ -197,7 +197,7 @@ def test_lbagent_alone_prints_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["stauts"], "unknown command 'stauts'; did you mean status? (see `lbagent --help`)"),
         (["aply", "--force"], "unknown command 'aply'; did you mean apply? (see `lbagent --help`)"),
@@ -210,19 +210,19 @@ def test_lbagent_alone_prints_help() -> None:
         (["apply", "--yes"], "--yes is only for `lbagent apply --adopt`"),
     ],
 )
-def test_a_wrong_command_line_is_answered_with_the_right_one(words: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_answered_with_a_correction(words: list[str], message: str) -> None:
     with LoadBalancer() as lb:
         done = lb.run(*words)
 
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {said}\n")
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"lbagent: {message}\n")
 
 
 # --- apply --adopt --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def by_hand() -> Iterator[LoadBalancer]:
-    """A load balancer with a line of the operator's for a node that has joined."""
+def edited_lb() -> Iterator[LoadBalancer]:
+    """A load balancer with an operator's line for a node that has joined."""
     with LoadBalancer() as lb:
         lb.text = lb.text.replace(
             b"    # additional", f"    server web01 127.0.0.11:{lb.port}\n    # additional".encode()
@@ -232,56 +232,61 @@ def by_hand() -> Iterator[LoadBalancer]:
         yield lb
 
 
-def test_adopting_without_a_terminal_takes_yes(by_hand: LoadBalancer) -> None:
-    text = by_hand.text
+def test_adopting_without_a_terminal_requires_yes(edited_lb: LoadBalancer) -> None:
+    text = edited_lb.text
 
-    refused = by_hand.run("apply", "--adopt")
-    kept = by_hand.text
-    done = by_hand.run("apply", "--adopt", "--yes")
+    refused = edited_lb.run("apply", "--adopt")
+    kept = edited_lb.text
+    done = edited_lb.run("apply", "--adopt", "--yes")
 
     assert (refused.returncode, kept) == (2, text)
     assert b"--yes" in refused.stderr
     assert refused.stdout.startswith(b"--- ")
-    assert (done.returncode, by_hand.managed) == (0, [by_hand.server("web01", "127.0.0.11")])
-    again = by_hand.run("apply", "--adopt")
+    assert (done.returncode, edited_lb.managed) == (
+        0,
+        [edited_lb.server("web01", "127.0.0.11")],
+    )
+    again = edited_lb.run("apply", "--adopt")
     assert (again.returncode, again.stdout) == (0, b"No changes: 1 node, 1 line.\n")
 
 
 @pytest.mark.parametrize(("answer", "adopted"), [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False)])
-def test_adopting_asks_on_a_terminal(by_hand: LoadBalancer, answer: str, *, adopted: bool) -> None:
-    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_adopting_asks_on_a_terminal(edited_lb: LoadBalancer, answer: str, *, adopted: bool) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
     shown = terminal.wait_for("[y/N] ")
-    text = by_hand.text
+    text = edited_lb.text
 
     terminal.type(answer)
-    status, said = terminal.end()
+    status, message = terminal.wait_for_end()
 
-    assert f"+    {by_hand.server('web01', '127.0.0.11')}" in shown
+    assert f"+    {edited_lb.server('web01', '127.0.0.11')}" in shown
     assert status == 0
-    assert by_hand.managed == ([by_hand.server("web01", "127.0.0.11")] if adopted else [])
-    assert adopted or (by_hand.text == text and "Nothing was changed." in said)
+    assert edited_lb.managed == ([edited_lb.server("web01", "127.0.0.11")] if adopted else [])
+    assert adopted or (edited_lb.text == text and "Nothing was changed." in message)
 
 
-def test_what_changes_while_the_question_is_open_is_not_applied_unseen(by_hand: LoadBalancer) -> None:
-    terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_a_change_during_the_confirmation_is_not_applied_without_a_new_diff(
+    edited_lb: LoadBalancer,
+) -> None:
+    terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
     terminal.wait_for("[y/N] ")
-    by_hand.join(WEB[1])
-    text = by_hand.text
+    edited_lb.join(WEB[1])
+    text = edited_lb.text
 
     terminal.type("y\n")
-    status, said = terminal.end()
+    status, message = terminal.wait_for_end()
 
     assert status == 6
-    assert "has changed since the diff was shown" in said
-    assert by_hand.text == text
+    assert "has changed since the diff was shown" in message
+    assert edited_lb.text == text
 
 
-def test_a_run_is_not_held_up_while_the_question_is_open(by_hand: LoadBalancer) -> None:
-    with Haproxy(by_hand):
-        terminal = Terminal([LBAGENT, "apply", "--adopt"], by_hand.env)
+def test_a_run_is_not_delayed_by_the_open_confirmation(edited_lb: LoadBalancer) -> None:
+    with Haproxy(edited_lb):
+        terminal = Terminal([LBAGENT, "apply", "--adopt"], edited_lb.env)
         try:
             terminal.wait_for("[y/N] ")
-            by_hand.join(WEB[1])
-            wait_until(lambda: by_hand.settled(by_hand.server("web02", "127.0.0.12")))
+            edited_lb.join(WEB[1])
+            wait_until(lambda: edited_lb.is_settled(edited_lb.server("web02", "127.0.0.12")))
         finally:
             terminal.close()

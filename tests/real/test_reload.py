@@ -1,4 +1,4 @@
-"""haproxy/reload: every way in which a reload can end is told apart, on every version and however HAProxy is run."""
+"""Each result of a reload is detected, on every version and in every mode of HAProxy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 
 VERSIONS = {version: tuple(map(int, version.split("."))) for version in binaries()}
 MODES = ["-W", "-Ws", "", "-D"]
-"""As words of the command line; none of them means `master-worker` in global."""
+"""Options of the command line; an empty one means `master-worker` in global."""
 
 STATS = "    stats socket {socket} mode 600 level admin expose-fd listeners\n"
 
 
-def has_systemd(version: str) -> bool:
-    """Whether this HAProxy was built with `-Ws`; since 3.1 every one is."""
+def supports_systemd(version: str) -> bool:
+    """Return whether this HAProxy supports `-Ws`; since 3.1 every build does."""
     return b"+SYSTEMD" in subprocess.check_output([binaries()[version], "-vv"])
 
 
-class Way:
+class RunMode:
     """One way to run HAProxy."""
 
     def __init__(self, version: str, mode: str, stats: bool, master: bool) -> None:  # noqa: FBT001
@@ -53,7 +53,7 @@ class Way:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[tuple[LoadBalancer, Haproxy]]:
-        """A load balancer without nodes, and its HAProxy."""
+        """Run a load balancer without nodes, and its HAProxy."""
         text = CONFIG if self.stats else CONFIG.replace(STATS, "")
         text = text.replace("global\n", "global\n    master-worker\n") if not self.mode else text
         with LoadBalancer(text, RELOADING, binaries()[self.version]) as lb:
@@ -63,70 +63,70 @@ class Way:
 
 
 WAYS = [
-    Way(version, mode, stats, master)
+    RunMode(version, mode, stats, master)
     for version, number in VERSIONS.items()
     for mode in MODES
     for stats in (True, False)
     for master in ((True, False) if mode != "-D" else (False,))
     if mode or not master or number < (3, 1)  # since then, -S needs -W beside it
-    if mode != "-Ws" or number > (3, 1) or has_systemd(version)
+    if mode != "-Ws" or number > (3, 1) or supports_systemd(version)
 ]
 
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
 @contextlib.contextmanager
-def occupied() -> Iterator[int]:
-    """A port that another program listens on."""
+def occupy_port() -> Iterator[int]:
+    """Listen on a port; yields it."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
         yield one.getsockname()[1]
 
 
-def with_bind(text: bytes, port: int) -> bytes:
-    """`text` with one more proxy of the operator's, on `port`."""
+def add_listener(text: bytes, port: int) -> bytes:
+    """Return `text` with one more operator's proxy on `port`."""
     return text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
-def outcomes(lb: LoadBalancer) -> list[str]:
+def list_outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
-def serving(haproxy: Haproxy) -> int:
-    """The only process that serves, once old ones have ended."""
+def wait_for_only_worker(haproxy: Haproxy) -> int:
+    """Wait until old workers have ended; returns the remaining one."""
     [worker] = wait_until(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
     return worker
 
 
-def confirmed(lb: LoadBalancer) -> int:
+def read_confirmed_worker(lb: LoadBalancer) -> int:
     served = lb.served()
     assert served
     return int(served["worker"]["pid"])
 
 
 @every_way
-def test_a_good_reload_is_confirmed_by_its_worker(way: Way) -> None:
+def test_a_good_reload_is_confirmed_by_its_worker(way: RunMode) -> None:
     with way.running() as (lb, haproxy):
-        before = serving(haproxy)
+        before = wait_for_only_worker(haproxy)
 
         ends = [lb.join(WEB01), lb.join(WEB02)]
 
         assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 2
-        assert outcomes(lb) == ["applied", "applied"]
+        assert list_outcomes(lb) == ["applied", "applied"]
         assert lb.managed == [lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")]
-        assert confirmed(lb) == serving(haproxy) != before
+        assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != before
 
 
 @every_way
-def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_done(way: Way) -> None:
-    with way.running() as (lb, haproxy), occupied() as port:
+def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_done(way: RunMode) -> None:
+    with way.running() as (lb, haproxy), occupy_port() as port:
         lb.join(WEB01)
-        worker = serving(haproxy)
-        lb.text = saved = with_bind(lb.text, port)
+        worker = wait_for_only_worker(haproxy)
+        lb.text = saved = add_listener(lb.text, port)
 
         ended = lb.join(WEB02)
-        asked = lb.ask("pause", "web01", 1)
+        asked = lb.send_query("pause", "web01", 1)
 
         words = ended.stderr.decode()
         assert ended.returncode == 5
@@ -134,42 +134,42 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         assert f"127.0.0.1:{port}" in words
         assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}\n")
         assert asked.stdout == b"queued\n"
-        assert (lb.text, lb.staged()) == (saved, [])
-        assert outcomes(lb) == ["applied", "rolled back"]
+        assert (lb.text, lb.list_staged()) == (saved, [])
+        assert list_outcomes(lb) == ["applied", "rolled back"]
         assert words == f"lbagent: {lb.history()[-1]['words']}\n"
-        assert serving(haproxy) == worker == confirmed(lb)
+        assert wait_for_only_worker(haproxy) == worker == read_confirmed_worker(lb)
         assert haproxy.get() == "503"
 
 
-# Somebody else's reload beside ours.
+# Reloads by other processes
 
 
-def masters(stats: bool = True) -> list[Way]:  # noqa: FBT001, FBT002
-    """One way with a master for each version, with and without the master CLI."""
-    return [Way(version, "-W", stats, master) for version in VERSIONS for master in (True, False)]
+def choose_masters(stats: bool = True) -> list[RunMode]:  # noqa: FBT001, FBT002
+    """Return one mode with a master for each version, with and without the master CLI."""
+    return [RunMode(version, "-W", stats, master) for version in VERSIONS for master in (True, False)]
 
 
-@pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
-def test_a_reload_by_somebody_else_that_is_failing_is_not_taken_for_ours(way: Way) -> None:
-    with way.running() as (lb, haproxy), occupied() as port:
-        good, worker = lb.text, serving(haproxy)
-        lb.text = with_bind(good, port)
+@pytest.mark.parametrize("way", [*choose_masters(), *choose_masters(stats=False)], ids=str)
+def test_a_failing_reload_by_another_process_does_not_count_as_ours(way: RunMode) -> None:
+    with way.running() as (lb, haproxy), occupy_port() as port:
+        good, worker = lb.text, wait_for_only_worker(haproxy)
+        lb.text = add_listener(good, port)
         wait_until(lambda: begin_reload(haproxy))
-        # It has read that text, and tries to bind for two seconds.
+        # The new worker has read this text, and tries to bind for two seconds.
         time.sleep(0.5)
         lb.text = good
 
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert outcomes(lb) == ["applied"]
+        assert list_outcomes(lb) == ["applied"]
         assert lb.managed == [lb.server("web01", "127.0.0.11")]
-        assert confirmed(lb) == serving(haproxy) != worker
-        assert listed(haproxy) == ["web01"]
+        assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != worker
+        assert list_loaded_servers(haproxy) == ["web01"]
 
 
-@pytest.mark.parametrize("way", [*masters(), *masters(stats=False)], ids=str)
-def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_that_has_the_text(way: Way) -> None:
+@pytest.mark.parametrize("way", [*choose_masters(), *choose_masters(stats=False)], ids=str)
+def test_a_reload_during_one_of_another_process_is_confirmed_by_a_worker_with_the_text(way: RunMode) -> None:
     dice = random.Random(7)
     with way.running() as (lb, haproxy):
         for number in range(1, 7):
@@ -182,12 +182,12 @@ def test_a_reload_that_collides_with_somebody_elses_is_confirmed_by_a_worker_tha
 
             assert (ours.returncode, words) == (0, b"")
             wait_until(lambda: not is_reloading(haproxy))
-            assert listed(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
-        assert outcomes(lb) == ["applied"] * 6
+            assert list_loaded_servers(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
+        assert list_outcomes(lb) == ["applied"] * 6
 
 
 def begin_reload(haproxy: Haproxy) -> bool:
-    """Send SIGUSR2, which a master that has just started may lose; whether a reload has begun within a second."""
+    """Send SIGUSR2, which a master that has just started may lose; returns whether a reload begins within 1 s."""
     os.kill(haproxy.pid, signal.SIGUSR2)
     until = time.monotonic() + 1
     while not (begun := is_reloading(haproxy)) and time.monotonic() < until:
@@ -196,40 +196,40 @@ def begin_reload(haproxy: Haproxy) -> bool:
 
 
 def is_reloading(haproxy: Haproxy) -> bool:
-    """Whether its master is in the midst of a reload."""
+    """Return whether the master is reloading."""
     master = processes.read_process(haproxy.pid)
     return master is not None and process.is_reloading(master)
 
 
-def listed(haproxy: Haproxy) -> list[str]:
-    """The servers that the worker has; without a stats socket, those of the file that it was started with."""
+def list_loaded_servers(haproxy: Haproxy) -> list[str]:
+    """Return the servers of the worker; without a stats socket, those of haproxy.cfg."""
     if b"stats socket" in haproxy.lb.text:
         return list(haproxy.servers())
     return [line.split()[1] for line in haproxy.lb.managed]
 
 
-# A worker that is there, and goes away.
+# Workers that start and end
 
 
 @pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
 @pytest.mark.parametrize("version", [one for one, number in VERSIONS.items() if number > (3, 0)])
 def test_a_worker_that_cannot_change_its_root_is_a_failed_reload(version: str, stats: bool) -> None:  # noqa: FBT001
-    with Way(version, "-W", stats, master=False).running() as (lb, haproxy):
+    with RunMode(version, "-W", stats, master=False).running() as (lb, haproxy):
         lb.join(WEB01)
-        worker = serving(haproxy)
+        worker = wait_for_only_worker(haproxy)
         lb.text = saved = lb.text.replace(b"global\n", b"global\n    chroot /no/such/folder\n")
 
         ended = lb.join(WEB02)
 
         assert ended.returncode == 5
         assert b"Cannot chroot" in ended.stderr
-        assert (lb.text, serving(haproxy)) == (saved, worker)
+        assert (lb.text, wait_for_only_worker(haproxy)) == (saved, worker)
 
 
 @pytest.mark.parametrize("stats", [True, False], ids=["with stats", "no stats"])
 @pytest.mark.parametrize("version", [one for one, number in VERSIONS.items() if number < (3, 1)])
 def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, stats: bool) -> None:  # noqa: FBT001
-    with Way(version, "-W", stats, master=False).running() as (lb, _):
+    with RunMode(version, "-W", stats, master=False).running() as (lb, _):
         lb.join(WEB01)
         lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 4s"))
         lb.text = lb.text.replace(b"global\n", b"global\n    chroot /no/such/folder\n")
@@ -237,15 +237,15 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
         ended = lb.join(WEB02)
 
         assert ended.returncode in (5, 75)
-        assert outcomes(lb)[-1] in ("rolled back", "not confirmed")
+        assert list_outcomes(lb)[-1] in ("rolled back", "not confirmed")
 
 
-# How HAProxy is asked, and where its reason is found.
+# The way to reload, and the reason of a failure
 
 
 @pytest.mark.parametrize("form", ["-S {0}", "-S unix@{0},mode,600", "-S {0},level,operator", "-S {0}.gone"])
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_a_reload_is_made_and_confirmed_whatever_becomes_of_the_master_cli(version: str, form: str) -> None:
+def test_a_reload_is_made_and_confirmed_in_every_state_of_the_master_cli(version: str, form: str) -> None:
     with LoadBalancer(roles=RELOADING, binary=binaries()[version]) as lb:
         words = form.format(lb.folder / "master.sock").split()
         with Haproxy(lb, more=words) as haproxy:
@@ -284,16 +284,18 @@ def test_the_master_cli_is_found_on_the_command_line_or_in_the_environment(line:
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None:
-    with Way(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupied() as port:
+def test_the_reason_is_found_although_haproxy_does_not_report_it(version: str) -> None:
+    with RunMode(version, "-W", stats=True, master=False).running() as (lb, haproxy), occupy_port() as port:
         lb.join(WEB01)
-        # As with a master that has become a daemon: what it complains of is lost.
+        # The output of a master that has become a daemon is lost.
         haproxy.log.unlink()
         haproxy.log.symlink_to("/dev/null")
         haproxy.stop()
         with haproxy:
-            lb.text = saved = with_bind(lb.text, port)
-            line = saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2  # below the line that goes back
+            lb.text = saved = add_listener(lb.text, port)
+            line = (
+                saved.decode().split("\n").index(f"    bind 127.0.0.1:{port}") + 2
+            )  # below the line that is rolled back
 
             ended = lb.join(WEB02)
 
@@ -307,14 +309,14 @@ def test_the_reason_is_found_where_haproxy_tells_it_nobody(version: str) -> None
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_a_command_that_says_it_went_well_is_not_believed(version: str) -> None:
+def test_a_command_that_ends_with_0_without_a_reload_counts_as_failed(version: str) -> None:
     for_usr2 = RELOADING.replace(
         "  timeout:", "  reload: [sh, -c, 'kill -USR2 $(cat {folder}/haproxy.pid)']\n  timeout:"
     )
-    with LoadBalancer(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupied() as port:
+    with LoadBalancer(roles=for_usr2, binary=binaries()[version]) as lb, Haproxy(lb) as haproxy, occupy_port() as port:
         good, ended = lb.text, lb.join(WEB01)
         assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
-        lb.text = saved = with_bind(lb.text, port)
+        lb.text = saved = add_listener(lb.text, port)
 
         failed = lb.join(WEB02)
 
@@ -332,30 +334,30 @@ def test_a_command_that_restarts_haproxy_is_confirmed(version: str) -> None:
         (lb.folder / "restart.sh").write_text(f"pid=$(cat {haproxy.pidfile})\n{stop}\n{start}\n")
         first = haproxy.worker()
         with contextlib.ExitStack() as stack:
-            stack.callback(lambda: stop_all(haproxy))
+            stack.callback(lambda: stop_successor(haproxy))
 
             with lb.start_handle("member-join", WEB01) as ours:
                 wait_until(lambda: haproxy._master is None or haproxy._master.poll() is not None)
                 error = ours.communicate()[1]
 
             assert (ours.returncode, error) == (0, b"")
-            assert confirmed(lb) == haproxy.worker() != first
+            assert read_confirmed_worker(lb) == haproxy.worker() != first
 
 
-def stop_all(haproxy: Haproxy) -> None:
-    """End the HAProxy that a command has started, too."""
+def stop_successor(haproxy: Haproxy) -> None:
+    """End the HAProxy that a reload command has started."""
     with contextlib.suppress(OSError, ValueError):
         os.kill(int(haproxy.pidfile.read_text()), signal.SIGTERM)
 
 
-# A failed reload is not tried again with every event.
+# The intervals between attempts
 
 
 def test_a_failed_reload_is_tried_again_after_one_two_four_and_at_most_thirty_minutes() -> None:
     tries = RELOADING.replace("  timeout:", "  reload: [sh, -c, 'echo x >>{folder}/tries; exit 1']\n  timeout:")
     with LoadBalancer(roles=RELOADING) as lb, Haproxy(lb):
         lb.join(WEB01)
-        lb.roles.write_text(lb.filled(tries))
+        lb.roles.write_text(lb.fill_template(tries))
         path = lb.state / "served.json"
 
         def asked() -> int:

@@ -1,4 +1,4 @@
-"""Changes reach a real HAProxy without a reload; what cannot be said takes one, and nothing is lost on the way."""
+"""Changes reach a real HAProxy through the runtime API where possible, else by a reload, and no request fails."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import full_disk, only_line, replace_haproxy, restore_haproxy, set_reload_command, small_disk
-from tests.helpers.http_clients import client_load
+from tests.helpers.faults import (
+    fill_disk,
+    mount_small_disk,
+    read_only_line,
+    replace_haproxy,
+    restore_haproxy,
+    set_reload_command,
+)
+from tests.helpers.http_clients import run_clients
 from tests.helpers.real_programs import (
     CONFIG,
     RELOADING,
@@ -40,12 +47,6 @@ TOLD = re.compile(r"applied to HAProxy \(worker \d+\) without a reload")
 CHANGES = int(os.environ.get("LBAGENT_CHANGES", "60"))
 
 
-@pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
-def binary(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
 @pytest.fixture
 def lb(binary: Path) -> Iterator[LoadBalancer]:
     with LoadBalancer(binary=binary) as made:
@@ -53,65 +54,65 @@ def lb(binary: Path) -> Iterator[LoadBalancer]:
 
 
 @contextlib.contextmanager
-def nodes(lb: LoadBalancer, *numbers: int) -> Iterator[list[Backend]]:
-    """Web servers web1 at 127.0.0.11 and so on."""
+def run_backends(lb: LoadBalancer, *numbers: int) -> Iterator[list[Backend]]:
+    """Run web servers: web1 at 127.0.0.11 and so on."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(Backend(f"web{one}", address(one), lb.port)) for one in numbers]
+        yield [stack.enter_context(Backend(f"web{one}", make_address(one), lb.port)) for one in numbers]
 
 
-def address(number: int) -> str:
+def make_address(number: int) -> str:
     return f"127.0.0.{10 + number}"
 
 
-def web(number: int, **tags: str) -> bytes:
-    return member_line(f"web{number}", address(number), **tags)
+def make_member_line(number: int, **tags: str) -> bytes:
+    return member_line(f"web{number}", make_address(number), **tags)
 
 
-def line(lb: LoadBalancer, number: int) -> str:
-    return lb.server(f"web{number}", address(number))
+def make_line(lb: LoadBalancer, number: int) -> str:
+    return lb.server(f"web{number}", make_address(number))
 
 
-def words(lb: LoadBalancer) -> str:
-    """How the last change ended, without its count and pids."""
+def read_last_result(lb: LoadBalancer) -> str:
+    """Return the result of the last change, without numbers of lines and pids."""
     return re.sub(r"worker \d+", "worker N", lb.history()[-1]["words"].partition("; ")[2])
 
 
-SAID, SERVES = "applied to HAProxy (worker N) without a reload", "HAProxy reloaded, worker N"
+WITHOUT_RELOAD, RELOADED = "applied to HAProxy (worker N) without a reload", "HAProxy reloaded, worker N"
 
 
-def edited(lb: LoadBalancer, old: str, new: str) -> None:
-    """The operator edits haproxy.cfg, and does not reload."""
+def edit_config(lb: LoadBalancer, old: str, new: str) -> None:
+    """Edit haproxy.cfg without a reload."""
     text = lb.text.decode()
     assert old in text
     lb.text = text.replace(old, new).encode()
 
 
-def in_state(haproxy: Haproxy, name: str) -> list[str]:
-    """The row of `show servers state`."""
-    rows = (row.split() for row in haproxy.ask("show servers state").splitlines())
+def read_server_state(haproxy: Haproxy, name: str) -> list[str]:
+    """Return the row of a server in `show servers state`."""
+    rows = (row.split() for row in haproxy.send("show servers state").splitlines())
     return next(row for row in rows if len(row) > 4 and row[3] == name)
 
 
 class Fleet:
-    """Six nodes to which anything may happen, and what should have come of it; 7 to 12 are their other addresses."""
+    """Six nodes with random changes, and the expected servers; 7 to 12 are their other addresses."""
 
     def __init__(self, lb: LoadBalancer) -> None:
         self._lb, self._chance = lb, random.Random(20)
         self._there, self._paused, self._moved = set[int](), set[int](), set[int]()
 
     @property
-    def served(self) -> dict[str, str]:
-        """Who is to be served, and where."""
+    def expected_servers(self) -> dict[str, str]:
+        """The expected servers, with their addresses."""
         return {f"web{one}": f"{self._address(one)}:{self._lb.port}" for one in self._there - self._paused} | {
-            f"web{one}": f"{address(one)}:{self._lb.port}" for one in (13, 14)
+            f"web{one}": f"{make_address(one)}:{self._lb.port}" for one in (13, 14)
         }
 
     def change(self, ltime: int) -> subprocess.CompletedProcess[bytes]:
-        """Something happens to somebody."""
+        """Make a random change to a random node."""
         one, what = self._chance.randint(1, 6), self._chance.choice(["join", "leave", "pause", "resume", "move"])
         if what in ("pause", "resume"):
             (self._paused.add if what == "pause" else self._paused.discard)(one)
-            return self._lb.say(what, f"web{one}", ltime)
+            return self._lb.send_command(what, f"web{one}", ltime)
         if what == "leave":
             self._there.discard(one)
             return self._lb.leave(member_line(f"web{one}", self._address(one)))
@@ -120,43 +121,45 @@ class Fleet:
         return self._lb.join(member_line(f"web{one}", self._address(one)))
 
     def _address(self, one: int) -> str:
-        return address(one + 6 if one in self._moved else one)
+        return make_address(one + 6 if one in self._moved else one)
 
 
-def test_random_changes_lose_no_request_and_take_no_reload(binary: Path) -> None:
-    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, *range(1, 15)):
+def test_random_changes_lose_no_request_and_need_no_reload(binary: Path) -> None:
+    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, *range(1, 15)):
         fleet = Fleet(lb)
-        lb.join(web(13), web(14))
-        with client_load(lb.front, clients=4, pause=0.005) as count:
+        lb.join(make_member_line(13), make_member_line(14))
+        with run_clients(lb.front, clients=4, pause=0.005) as count:
             ends = [fleet.change(ltime) for ltime in range(1, CHANGES + 1)]
 
-        states = {name: in_state(haproxy, name) for name in haproxy.servers()}
+        states = {name: read_server_state(haproxy, name) for name in haproxy.servers()}
         assert {(done.returncode, done.stderr) for done in ends} == {(0, b"")}
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
         assert count["ok"] > CHANGES
-        assert {text.split()[1]: text.split()[2] for text in lb.managed if text.startswith("server ")} == fleet.served
-        assert {name: f"{row[4]}:{row[18]}" for name, row in states.items() if row[6] == "0"} == fleet.served
+        assert {
+            text.split()[1]: text.split()[2] for text in lb.managed if text.startswith("server ")
+        } == fleet.expected_servers
+        assert {name: f"{row[4]}:{row[18]}" for name, row in states.items() if row[6] == "0"} == fleet.expected_servers
         assert all(TOLD.search(entry["words"]) and not entry["reloaded"] for entry in lb.history())
-        assert lb.staged() == []
+        assert lb.list_staged() == []
 
 
 @pytest.mark.parametrize("mode", ["-W", "-D"])
-def test_join_pause_resume_leave_and_return_are_told(lb: LoadBalancer, mode: str) -> None:
-    with Haproxy(lb, mode) as haproxy, nodes(lb, 1, 2) as (one, _):
+def test_join_pause_resume_leave_and_return_need_no_reload(lb: LoadBalancer, mode: str) -> None:
+    with Haproxy(lb, mode) as haproxy, run_backends(lb, 1, 2) as (one, _):
         worker = haproxy.worker()
-        lb.join(web(1), web(2))
-        assert haproxy.answering() == {"web1", "web2"}
-        lb.say("pause", "web1", 1)
+        lb.join(make_member_line(1), make_member_line(2))
+        assert haproxy.find_answering() == {"web1", "web2"}
+        lb.send_command("pause", "web1", 1)
         before = one.requests
-        assert (haproxy.answering(), one.requests) == ({"web2"}, before)
-        lb.say("resume", "web1", 2)
-        assert haproxy.answering() == {"web1", "web2"}
-        lb.leave(web(1))
-        assert haproxy.answering() == {"web2"}
-        lb.join(web(1))
+        assert (haproxy.find_answering(), one.requests) == ({"web2"}, before)
+        lb.send_command("resume", "web1", 2)
+        assert haproxy.find_answering() == {"web1", "web2"}
+        lb.leave(make_member_line(1))
+        assert haproxy.find_answering() == {"web2"}
+        lb.join(make_member_line(1))
 
-        assert haproxy.answering() == {"web1", "web2"}
-        assert (haproxy.worker(), lb.managed) == (worker, [line(lb, 1), line(lb, 2)])
+        assert haproxy.find_answering() == {"web1", "web2"}
+        assert (haproxy.worker(), lb.managed) == (worker, [make_line(lb, 1), make_line(lb, 2)])
         assert [entry["outcome"] for entry in lb.history()] == ["applied"] * 5
         assert (
             lb.history()[0]["words"]
@@ -168,60 +171,60 @@ def test_join_pause_resume_leave_and_return_are_told(lb: LoadBalancer, mode: str
 def test_the_server_of_a_node_that_left_stays_in_maintenance_where_it_cannot_be_deleted(lb: LoadBalancer) -> None:
     if deletes_servers(lb.binary):
         pytest.skip("this HAProxy deletes it")
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
-        lb.leave(web(1))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.leave(make_member_line(1))
         left = (lb.served() or {})["left"]
         assert haproxy.servers()["web1"] == "MAINT"
         assert left == {
             "worker": (lb.served() or {})["worker"],
-            "servers": {"lb-iis/web1": line(lb, 1)},
+            "servers": {"lb-iis/web1": make_line(lb, 1)},
         }
 
         os.kill(haproxy.pid, 12)
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
-        lb.join(web(1))
+        lb.join(make_member_line(1))
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
         assert "left" not in (lb.served() or {})
 
 
 def test_the_server_of_a_node_that_left_is_deleted_where_it_can_be(lb: LoadBalancer) -> None:
     if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(2), web(3))
-        lb.say("pause", "web1", 1)
-        lb.leave(web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(2), make_member_line(3))
+        lb.send_command("pause", "web1", 1)
+        lb.leave(make_member_line(2))
         assert haproxy.servers() == {"web1": "MAINT", "web3": haproxy.servers()["web3"]}
-        lb.leave(web(1))
+        lb.leave(make_member_line(1))
         assert set(haproxy.servers()) == {"web3"}
         assert "left" not in (lb.served() or {})
 
-        lb.join(web(2))
+        lb.join(make_member_line(2))
 
-        assert (haproxy.answering(), haproxy.reloads()) == ({"web2", "web3"}, (0, 0))
+        assert (haproxy.find_answering(), haproxy.reloads()) == ({"web2", "web3"}, (0, 0))
 
 
-def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Path) -> None:
+def test_a_server_with_an_open_session_is_deleted_once_the_session_has_ended(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
     with (
         LoadBalancer(text, binary=binary) as lb,
         Haproxy(lb) as haproxy,
-        Slow("127.0.0.11", lb.port) as service,
-        nodes(lb, 2),
+        SlowService("127.0.0.11", lb.port) as service,
+        run_backends(lb, 2),
     ):
         if not deletes_servers(lb.binary):
             pytest.skip("this HAProxy may use what it has freed")
-        lb.join(web(1))
+        lb.join(make_member_line(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
             server, _ = service.accept()
             with server:
-                lb.join(web(2))
-                assert lb.leave(web(1)).returncode == 0
+                lb.join(make_member_line(2))
+                assert lb.leave(make_member_line(1)).returncode == 0
                 assert haproxy.servers()["web1"] == "MAINT"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
@@ -231,23 +234,23 @@ def test_a_server_with_an_open_session_is_deleted_once_that_has_ended(binary: Pa
 
 
 def test_a_state_file_of_an_older_lbagent_is_read(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1))
         path = lb.state / "served.json"
         path.write_text(
             json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "left"})
         )
 
-        lb.join(web(2))
+        lb.join(make_member_line(2))
 
-        assert (words(lb), haproxy.reloads()) == (SAID, (0, 0))
+        assert (read_last_result(lb), haproxy.reloads()) == (WITHOUT_RELOAD, (0, 0))
 
 
 def test_runtime_off_reloads(binary: Path) -> None:
-    with LoadBalancer(roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
-        lb.join(web(1))
+    with LoadBalancer(roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1):
+        lb.join(make_member_line(1))
 
-        assert (words(lb), haproxy.reloads()) == (SERVES, (1, 0))
+        assert (read_last_result(lb), haproxy.reloads()) == (RELOADED, (1, 0))
         assert lb.history()[-1]["reloaded"]
 
 
@@ -258,26 +261,28 @@ def test_runtime_off_reloads(binary: Path) -> None:
         ("stats socket {socket} mode 600", "has `level operator`, not `level admin`"),
     ],
 )
-def test_a_socket_that_may_not_change_anything_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:
+def test_a_socket_below_admin_level_leads_to_a_reload(binary: Path, socket_line: str, why: str) -> None:
     text = CONFIG.replace("stats socket {socket} mode 600 level admin expose-fd listeners", socket_line)
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
-        done = lb.run("-v", "handle", stdin=web(1), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1):
+        done = lb.run(
+            "-v", "handle", stdin=make_member_line(1), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
+        )
 
         assert haproxy.reloads() == (1, 0)
         assert f"lbagent: reload needed: {lb.socket}: {why}\n" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("second", ["abns@lbagent-{front}", "ipv4@127.0.0.1:{port}"])
-def test_another_socket_will_do(binary: Path, second: str) -> None:
+def test_another_socket_at_admin_level_is_used(binary: Path, second: str) -> None:
     first = "    stats socket {socket} mode 600 level admin expose-fd listeners"
     both = f"    stats socket {{socket}} level operator\n    stats socket {second} level admin"
-    with LoadBalancer(CONFIG.replace(first, both), binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
-        lb.join(web(1))
+    with LoadBalancer(CONFIG.replace(first, both), binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1):
+        lb.join(make_member_line(1))
 
-        assert (haproxy.reloads(), haproxy.answering()) == ((0, 0), {"web1"})
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((0, 0), {"web1"})
 
 
-# --- who goes -----------------------------------------------------------------------------------------------------
+# --- servers that are removed -------------------------------------------------------------------------------------
 
 STICKY = KEPT_ALIVE.replace(
     "    balance roundrobin\n",
@@ -285,8 +290,8 @@ STICKY = KEPT_ALIVE.replace(
 )
 
 
-def asked(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
-    """Who answers, and the cookie that is set."""
+def send_request(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
+    """Return the backend that answers, and the cookie that is set."""
     connection = http.client.HTTPConnection("127.0.0.1", lb.front, timeout=5)
     connection.request("GET", "/", headers={"Cookie": cookie} if cookie else {})
     answer = connection.getresponse()
@@ -295,24 +300,24 @@ def asked(lb: LoadBalancer, cookie: str = "") -> tuple[str, str]:
     return body, (answer.getheader("set-cookie") or "").partition(";")[0]
 
 
-def test_a_paused_node_loses_its_sticky_clients_too_which_draining_would_not(binary: Path) -> None:
-    with LoadBalancer(STICKY, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
-        cookie = next(found for name, found in (asked(lb) for _ in range(4)) if name == "web1")
-        haproxy.ask("set server lb-iis/web1 state drain")
-        assert {asked(lb, cookie)[0] for _ in range(6)} == {"web1"}
-        haproxy.ask("set server lb-iis/web1 state ready")
+def test_a_paused_node_loses_its_sticky_clients_too(binary: Path) -> None:
+    with LoadBalancer(STICKY, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        cookie = next(found for name, found in (send_request(lb) for _ in range(4)) if name == "web1")
+        haproxy.send("set server lb-iis/web1 state drain")
+        assert {send_request(lb, cookie)[0] for _ in range(6)} == {"web1"}
+        haproxy.send("set server lb-iis/web1 state ready")
 
-        lb.say("pause", "web1", 1)
+        lb.send_command("pause", "web1", 1)
 
-        assert {asked(lb, cookie)[0] for _ in range(6)} == {"web2"}
-        lb.say("resume", "web1", 2)
-        assert {asked(lb, cookie)[0] for _ in range(6)} == {"web1"}
+        assert {send_request(lb, cookie)[0] for _ in range(6)} == {"web2"}
+        lb.send_command("resume", "web1", 2)
+        assert {send_request(lb, cookie)[0] for _ in range(6)} == {"web1"}
         assert haproxy.reloads() == (0, 0)
 
 
-class Slow:
-    """A TCP service that says `hello`, and `bye` once it is told something."""
+class SlowService:
+    """A TCP service that sends `hello`, and `bye` after it has received something."""
 
     def __init__(self, where: str, port: int) -> None:
         self._socket = socket.create_server((where, port))
@@ -324,180 +329,193 @@ class Slow:
         self._socket.close()
 
 
-def test_what_runs_on_a_paused_node_comes_to_its_end(binary: Path) -> None:
+def test_requests_in_progress_on_a_paused_node_finish(binary: Path) -> None:
     text = CONFIG.replace("mode http", "mode tcp").replace(
         "    option idle-close-on-response\n    option httpclose\n", ""
     )
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb), Slow("127.0.0.11", lb.port) as service, nodes(lb, 2):
-        lb.join(web(1))
+    with (
+        LoadBalancer(text, binary=binary) as lb,
+        Haproxy(lb),
+        SlowService("127.0.0.11", lb.port) as service,
+        run_backends(lb, 2),
+    ):
+        lb.join(make_member_line(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
             server, _ = service.accept()
             with server:
                 assert server.recv(9) == b"hello"
-                lb.join(web(2))
-                lb.say("pause", "web1", 1)
+                lb.join(make_member_line(2))
+                lb.send_command("pause", "web1", 1)
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
 
 
-def test_a_pause_takes_the_traffic_while_the_operators_text_is_broken_and_a_resume_gives_it_back(
+def test_a_pause_and_a_resume_take_effect_while_the_operators_text_is_invalid(
     lb: LoadBalancer,
 ) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
         good = lb.text
-        edited(lb, "balance roundrobin", "balanse roundrobin")
+        edit_config(lb, "balance roundrobin", "balanse roundrobin")
         broken = lb.text
 
-        paused = lb.say("pause", "web1", 1)
+        paused = lb.send_command("pause", "web1", 1)
 
         assert paused.returncode == 4
-        assert only_line(paused).endswith("; no new traffic reaches lb-iis/web1")
-        assert (haproxy.answering(), lb.text, lb.staged()) == ({"web2"}, broken, [])
+        assert read_only_line(paused).endswith("; no new traffic reaches lb-iis/web1")
+        assert (haproxy.find_answering(), lb.text, lb.list_staged()) == ({"web2"}, broken, [])
 
-        again = lb.say("resume", "web1", 2)
-        assert (again.returncode, haproxy.answering(), lb.text) == (0, {"web1", "web2"}, broken)
+        again = lb.send_command("resume", "web1", 2)
+        assert (again.returncode, haproxy.find_answering(), lb.text) == (0, {"web1", "web2"}, broken)
         assert haproxy.reloads() == (0, 0)
-        lb.say("pause", "web1", 3)
+        lb.send_command("pause", "web1", 3)
         lb.text = good
-        assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
+        assert (lb.run("apply").returncode, haproxy.find_answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
 
 
-def test_a_pause_that_is_not_in_the_file_is_said_again_to_a_new_worker(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
+def test_a_pause_that_is_not_in_the_file_is_sent_again_to_a_new_worker(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
         good = lb.text
-        edited(lb, "balance roundrobin", "balanse roundrobin")
-        lb.say("pause", "web1", 1)
+        edit_config(lb, "balance roundrobin", "balanse roundrobin")
+        lb.send_command("pause", "web1", 1)
         lb.cfg.write_bytes(good)
         os.kill(haproxy.pid, 12)
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
-        edited(lb, "balance roundrobin", "balanse roundrobin")
-        assert haproxy.answering() == {"web1", "web2"}
+        edit_config(lb, "balance roundrobin", "balanse roundrobin")
+        assert haproxy.find_answering() == {"web1", "web2"}
 
         done = lb.run("apply")
 
-        assert (done.returncode, haproxy.answering()) == (4, {"web2"})
+        assert (done.returncode, haproxy.find_answering()) == (4, {"web2"})
 
 
-def test_a_run_that_is_killed_once_it_has_spoken_leaves_nobody_out_for_good(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
+def test_a_run_killed_after_its_commands_leaves_no_server_disabled(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
         replace_haproxy(lb, "kill -9 $PPID")
-        killed = lb.say("pause", "web1", 1)
-        assert (killed.returncode, lb.text, haproxy.answering()) == (-9, before, {"web2"})
+        killed = lb.send_command("pause", "web1", 1)
+        assert (killed.returncode, lb.text, haproxy.find_answering()) == (-9, before, {"web2"})
         restore_haproxy(lb)
 
-        resumed = lb.say("resume", "web1", 2)
+        resumed = lb.send_command("resume", "web1", 2)
 
-        assert (resumed.returncode, lb.text, lb.staged()) == (0, before, [])
-        assert (haproxy.answering(), haproxy.reloads()) == ({"web1", "web2"}, (0, 0))
+        assert (resumed.returncode, lb.text, lb.list_staged()) == (0, before, [])
+        assert (haproxy.find_answering(), haproxy.reloads()) == ({"web1", "web2"}, (0, 0))
 
 
-def test_a_pause_takes_the_traffic_though_haproxy_refuses_to_miss_the_line(binary: Path) -> None:
+def test_a_pause_stops_the_traffic_although_haproxy_refuses_the_text_without_the_line(binary: Path) -> None:
     text = CONFIG.replace("    balance", "    #use-server web1 if { path /one }\n    balance")
     text = text.replace("{ path", "{{ path").replace("one }", "one }}")
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(2))
-        edited(lb, "#use-server", "use-server")
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(2))
+        edit_config(lb, "#use-server", "use-server")
 
-        refused = lb.say("pause", "web1", 1)
-        assert (refused.returncode, haproxy.answering()) == (4, {"web2"})
-        joined = lb.join(web(3))
-        assert (joined.returncode, haproxy.answering()) == (0, {"web2", "web3"})
-        assert lb.managed == [line(lb, 1), line(lb, 2), line(lb, 3)]
+        refused = lb.send_command("pause", "web1", 1)
+        assert (refused.returncode, haproxy.find_answering()) == (4, {"web2"})
+        joined = lb.join(make_member_line(3))
+        assert (joined.returncode, haproxy.find_answering()) == (0, {"web2", "web3"})
+        assert lb.managed == [make_line(lb, 1), make_line(lb, 2), make_line(lb, 3)]
         os.kill(haproxy.pid, 12)
         wait_until(lambda: haproxy.reloads() == (1, 0) and len(haproxy.workers()) == 1)
-        lb.leave(web(3))
-        assert haproxy.answering() == {"web2"}
-        lb.say("resume", "web1", 2)
+        lb.leave(make_member_line(3))
+        assert haproxy.find_answering() == {"web2"}
+        lb.send_command("resume", "web1", 2)
 
-        assert haproxy.answering() == {"web1", "web2"}
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_a_pause_needs_no_room_on_the_disk_of_haproxy_cfg(lb: LoadBalancer) -> None:
+def test_a_pause_takes_effect_although_the_disk_of_haproxy_cfg_is_full(lb: LoadBalancer) -> None:
     text = lb.text
-    with small_disk(lb.etc):
+    with mount_small_disk(lb.etc):
         lb.cfg.write_bytes(text)
-        lb.roles.write_text(lb.filled(ROLES))
-        with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-            lb.join(web(1), web(2))
+        lb.roles.write_text(lb.fill_template(ROLES))
+        with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+            lb.join(make_member_line(1), make_member_line(2))
             before = lb.text
-            with full_disk(lb.etc):
-                done = lb.say("pause", "web1", 1)
-                assert (done.returncode, haproxy.answering(), lb.text) == (1, {"web2"}, before)
-            assert (lb.run("apply").returncode, haproxy.answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
-            assert lb.staged() == []
+            with fill_disk(lb.etc):
+                done = lb.send_command("pause", "web1", 1)
+                assert (done.returncode, haproxy.find_answering(), lb.text) == (1, {"web2"}, before)
+            assert (lb.run("apply").returncode, haproxy.find_answering(), haproxy.reloads()) == (0, {"web2"}, (0, 0))
+            assert lb.list_staged() == []
 
 
 @pytest.mark.parametrize("kind", ["pause", "leave", "query"])
-def test_what_cannot_be_stored_is_said(lb: LoadBalancer, kind: str) -> None:
-    with small_disk(lb.state), Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
+def test_a_command_that_cannot_be_stored_is_applied_and_reported(lb: LoadBalancer, kind: str) -> None:
+    with mount_small_disk(lb.state), Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
-        with full_disk(lb.state):
-            verbs = {"leave": lambda: lb.leave(web(1)), "pause": lambda: lb.say("pause", "web1", 1)}
-            done = verbs.get(kind, lambda: lb.ask("pause", "web1", 1))()
-            said = done.stdout.decode() if kind == "query" else only_line(done)
+        with fill_disk(lb.state):
+            verbs = {
+                "leave": lambda: lb.leave(make_member_line(1)),
+                "pause": lambda: lb.send_command("pause", "web1", 1),
+            }
+            done = verbs.get(kind, lambda: lb.send_query("pause", "web1", 1))()
+            output = done.stdout.decode() if kind == "query" else read_only_line(done)
 
         assert done.returncode == (0 if kind == "query" else 1)
-        assert said.removeprefix("refused: ").startswith("not stored: sync needed: ")
-        assert said.rstrip().endswith("; no new traffic reaches lb-iis/web1")
-        assert (haproxy.answering(), lb.text) == ({"web2"}, before)
+        assert output.removeprefix("refused: ").startswith("not stored: sync needed: ")
+        assert output.rstrip().endswith("; no new traffic reaches lb-iis/web1")
+        assert (haproxy.find_answering(), lb.text) == ({"web2"}, before)
 
 
-# --- who comes ----------------------------------------------------------------------------------------------------
+# --- servers that are added ---------------------------------------------------------------------------------------
 
 
-def test_a_dead_server_takes_no_traffic_when_it_joins_and_some_once_it_lives(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1):
-        lb.join(web(1))
-        with client_load(lb.front) as count:
-            lb.join(web(2))
-            lb.say("pause", "web2", 1)
-            lb.say("resume", "web2", 2)
+def test_a_joined_server_gets_traffic_only_once_it_answers(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1):
+        lb.join(make_member_line(1))
+        with run_clients(lb.front) as count:
+            lb.join(make_member_line(2))
+            lb.send_command("pause", "web2", 1)
+            lb.send_command("resume", "web2", 2)
             assert haproxy.servers()["web2"] == "DOWN"
-            with nodes(lb, 2):
+            with run_backends(lb, 2):
                 wait_until(lambda: haproxy.servers()["web2"] == "UP")
-                wait_until(lambda: haproxy.answering() == {"web1", "web2"})
-                lb.say("pause", "web2", 3)
+                wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
+                lb.send_command("pause", "web2", 3)
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
 
 
 CHECKED = CONFIG.replace("    balance roundrobin\n", "    balance roundrobin\n    option httpchk GET /alive\n")
 
 
-def test_who_answers_but_fails_haproxys_own_check_takes_no_traffic(binary: Path) -> None:
+def test_a_server_that_fails_its_check_gets_no_traffic(binary: Path) -> None:
     roles = ROLES.replace("interval: 200ms", "interval: 300ms")
-    with LoadBalancer(CHECKED, roles, binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1), Slow("127.0.0.12", lb.port):
-        lb.join(web(1))
-        with client_load(lb.front) as count:
-            lb.join(web(2))
-            lb.say("pause", "web2", 1)
-            lb.say("resume", "web2", 2)
+    with (
+        LoadBalancer(CHECKED, roles, binary) as lb,
+        Haproxy(lb) as haproxy,
+        run_backends(lb, 1),
+        SlowService("127.0.0.12", lb.port),
+    ):
+        lb.join(make_member_line(1))
+        with run_clients(lb.front) as count:
+            lb.join(make_member_line(2))
+            lb.send_command("pause", "web2", 1)
+            lb.send_command("resume", "web2", 2)
         assert (dict(count), haproxy.reloads()) == ({"ok": count["ok"]}, (0, 0))
         assert (haproxy.servers()["web1"], haproxy.servers()["web2"]) == ("UP", "DOWN")
 
 
-def test_default_server_holds_for_servers_that_come(binary: Path) -> None:
+def test_default_server_applies_to_added_servers(binary: Path) -> None:
     text = CONFIG.replace("defaults\n", "defaults\n    default-server weight 7 maxconn 33\n")
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1):
-        lb.join(web(1))
-        told = in_state(haproxy, "web1")[7:9], haproxy.ask("show stat lb-iis 4 -1").count(",33,")
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1):
+        lb.join(make_member_line(1))
+        told = read_server_state(haproxy, "web1")[7:9], haproxy.send("show stat lb-iis 4 -1").count(",33,")
 
-        lb.roles.write_text(lb.filled(RELOADING))
-        lb.join(web(2))
+        lb.roles.write_text(lb.fill_template(RELOADING))
+        lb.join(make_member_line(2))
 
         assert told == (["7", "7"], 1)
-        assert in_state(haproxy, "web1")[7:9] == ["7", "7"]
+        assert read_server_state(haproxy, "web1")[7:9] == ["7", "7"]
         assert haproxy.reloads() == (1, 0)
 
 
-def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
+def test_connections_to_added_servers_are_reused(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy:
         served = subprocess.Popen(  # a server that keeps connections
             [os.environ.get("PYTHON", "/usr/bin/python3"), "-c", KEEPING, "127.0.0.11", str(lb.port)],
@@ -506,11 +524,11 @@ def test_connections_to_servers_that_come_are_used_again(binary: Path) -> None:
         try:
             assert served.stdout
             served.stdout.readline()
-            lb.join(web(1))
-            with client_load(lb.front, clients=1) as count:
+            lb.join(make_member_line(1))
+            with run_clients(lb.front, clients=1) as count:
                 wait_until(lambda: count["ok"] > 50)
-            keys = haproxy.ask("show stat").splitlines()[0].removeprefix("# ").split(",")
-            rows = [dict(zip(keys, row.split(","), strict=False)) for row in haproxy.ask("show stat").splitlines()]
+            keys = haproxy.send("show stat").splitlines()[0].removeprefix("# ").split(",")
+            rows = [dict(zip(keys, row.split(","), strict=False)) for row in haproxy.send("show stat").splitlines()]
             [row] = [row for row in rows if row.get("svname") == "web1"]
             assert (haproxy.reloads(), int(row["reuse"]) > int(row["connect"])) == ((0, 0), True)
         finally:
@@ -532,19 +550,19 @@ server.serve_forever()
 
 
 @pytest.mark.parametrize("balance", ["source", "random"])
-def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(binary: Path, balance: str) -> None:
+def test_clients_keep_an_added_server_after_a_reload(binary: Path, balance: str) -> None:
     text = CONFIG.replace("balance roundrobin", f"balance {balance}\n    hash-type consistent")
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
         for number in (1, 2, 3):
-            lb.join(web(number))
-        told = {name: in_state(haproxy, name)[2] for name in haproxy.servers()}
+            lb.join(make_member_line(number))
+        told = {name: read_server_state(haproxy, name)[2] for name in haproxy.servers()}
         assert haproxy.reloads() == (0, 0)
 
-        lb.roles.write_text(lb.filled(RELOADING))
-        lb.leave(web(1))
+        lb.roles.write_text(lb.fill_template(RELOADING))
+        lb.leave(make_member_line(1))
 
         assert haproxy.reloads() == (1, 0)
-        assert {name: in_state(haproxy, name)[2] for name in haproxy.servers()} == {
+        assert {name: read_server_state(haproxy, name)[2] for name in haproxy.servers()} == {
             name: number for name, number in told.items() if name != "web1"
         }
 
@@ -559,55 +577,57 @@ def test_clients_keep_their_server_over_the_reload_that_reads_it_from_the_file(b
 )
 def test_where_servers_cannot_be_added_a_join_reloads_and_a_pause_does_not(binary: Path, lines: str, why: str) -> None:
     text = CONFIG.replace("    balance roundrobin\n", f"    {lines}\n")
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1))
-        done = lb.run("-v", "handle", stdin=web(2), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"})
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1))
+        done = lb.run(
+            "-v", "handle", stdin=make_member_line(2), env={"SERF_EVENT": "member-join", "SERF_SELF_NAME": "lb01"}
+        )
         assert f"lbagent: reload needed: lb-iis/web2: {why}\n" in done.stderr.decode()
-        assert (words(lb), haproxy.reloads()) == (SERVES, (2, 0))
-        lb.say("pause", "web1", 1)
+        assert (read_last_result(lb), haproxy.reloads()) == (RELOADED, (2, 0))
+        lb.send_command("pause", "web1", 1)
         assert haproxy.servers()["web1"] == "MAINT"
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
         assert haproxy.servers()["web1"] != "MAINT"
-        lb.leave(web(1))
-        lb.join(web(1))
+        lb.leave(make_member_line(1))
+        lb.join(make_member_line(1))
 
-        assert (words(lb), haproxy.reloads()) == (SAID, (2, 0))
+        assert (read_last_result(lb), haproxy.reloads()) == (WITHOUT_RELOAD, (2, 0))
 
 
-def test_other_options_take_a_reload(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+def test_changed_options_need_a_reload(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.send_command("pause", "web1", 1)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
 
-        assert (words(lb), haproxy.reloads()) == (SERVES, (1, 0))
-        assert haproxy.answering() == {"web1", "web2"}
+        assert (read_last_result(lb), haproxy.reloads()) == (RELOADED, (1, 0))
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
-def test_another_address_alone_is_told_also_of_a_server_of_the_file(binary: Path) -> None:
-    with LoadBalancer(KEPT_ALIVE, roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1))
-        lb.roles.write_text(lb.filled(ROLES))
-        with client_load(lb.front) as count:
-            lb.join(member_line("web1", address(2)))
-            seen = haproxy.answering()
+def test_a_changed_address_needs_no_reload_for_a_server_of_the_file_either(binary: Path) -> None:
+    with LoadBalancer(KEPT_ALIVE, roles=RELOADING, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1))
+        lb.roles.write_text(lb.fill_template(ROLES))
+        with run_clients(lb.front) as count:
+            lb.join(member_line("web1", make_address(2)))
+            seen = haproxy.find_answering()
 
-        assert (seen, haproxy.reloads(), words(lb)) == ({"web2"}, (1, 0), SAID)
+        assert (seen, haproxy.reloads(), read_last_result(lb)) == ({"web2"}, (1, 0), WITHOUT_RELOAD)
         assert dict(count) == {"ok": count["ok"]}
 
 
-# --- what HAProxy does not know, or serves otherwise --------------------------------------------------------------
+# --- differences between haproxy.cfg and the running HAProxy ------------------------------------------------------
 
 
-def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1):
-        edited(lb, "listen lb-iis", "listen lb-new")
+def test_a_backend_that_haproxy_does_not_have_yet_needs_a_reload(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1):
+        edit_config(lb, "listen lb-iis", "listen lb-new")
 
-        lb.join(web(1))
+        lb.join(make_member_line(1))
 
-        assert (words(lb), haproxy.reloads(), haproxy.answering()) == (SERVES, (1, 0), {"web1"})
+        assert (read_last_result(lb), haproxy.reloads(), haproxy.find_answering()) == (RELOADED, (1, 0), {"web1"})
 
 
 @pytest.mark.parametrize(
@@ -619,28 +639,28 @@ def test_a_backend_that_haproxy_does_not_know_yet_takes_a_reload(lb: LoadBalance
         ("set server lb-iis/web3 state ready", "lb-iis/web3 still gets traffic"),
     ],
 )
-def test_what_haproxy_serves_otherwise_is_repaired_by_one_reload_and_recorded(
+def test_a_difference_in_the_running_haproxy_is_repaired_by_one_reload_and_recorded(
     lb: LoadBalancer, command: str, why: str
 ) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(3))
-        lb.say("pause", "web3", 1)
-        haproxy.ask(command)
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(3))
+        lb.send_command("pause", "web3", 1)
+        haproxy.send(command)
 
-        lb.join(web(2))
+        lb.join(make_member_line(2))
 
-        assert words(lb) == f"{SERVES}; HAProxy differed from haproxy.cfg: {why}"
+        assert read_last_result(lb) == f"{RELOADED}; HAProxy differed from haproxy.cfg: {why}"
         assert lb.history()[-1]["reloaded"]
-        assert (haproxy.reloads(), haproxy.answering()) == ((1, 0), {"web1", "web2"})
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((1, 0), {"web1", "web2"})
         assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-def test_a_hundred_that_were_left_behind_are_cleared_by_one_reload(lb: LoadBalancer) -> None:
+def test_a_hundred_undeleted_servers_are_removed_by_one_reload(lb: LoadBalancer) -> None:
     def crowd(first: int) -> list[bytes]:
         return [member_line(f"n{number}", f"127.9.0.{number - first + 1}") for number in range(first, first + 50)]
 
-    with Haproxy(lb) as haproxy, nodes(lb, 1):
-        lb.join(web(1), *crowd(0))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1):
+        lb.join(make_member_line(1), *crowd(0))
         lb.leave(*crowd(0))
         lb.join(*crowd(100))
         assert (haproxy.reloads(), len(haproxy.servers())) == ((0, 0), 51 if deletes_servers(lb.binary) else 101)
@@ -665,169 +685,176 @@ with socket.socket(socket.AF_UNIX) as one, open(sys.argv[2], "wb") as file:
 """
 
 
-def test_what_a_state_file_brings_back_over_a_reload_is_mended(binary: Path) -> None:
-    with LoadBalancer(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+def test_a_state_that_a_server_state_file_restores_at_a_reload_is_corrected(binary: Path) -> None:
+    with LoadBalancer(STATED, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.send_command("pause", "web1", 1)
         saving = lb.folder / "save.py"
         saving.write_text(SAVING)
         save = f"python3 {saving} {lb.socket} {lb.folder}/states"
         set_reload_command(lb, f"{save}\nkill -USR2 {haproxy.pid}", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
 
-        assert words(lb) == f"{SERVES}; fixed: lb-iis/web1 is out of balancing"
-        assert (haproxy.reloads(), haproxy.answering()) == ((1, 0), {"web1", "web2"})
+        assert read_last_result(lb) == f"{RELOADED}; fixed: lb-iis/web1 is out of balancing"
+        assert (haproxy.reloads(), haproxy.find_answering()) == ((1, 0), {"web1", "web2"})
 
 
 # --- a reload that fails ------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_was_taken_out_stays_out_when_the_reload_fails(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(2))
+def test_a_server_that_was_disabled_stays_disabled_after_a_failed_reload(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
         set_reload_command(lb, "exit 1", ROLES)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
 
-        done = lb.say("pause", "web1", 1)
+        done = lb.send_command("pause", "web1", 1)
 
         assert done.returncode == 5
-        assert only_line(done).endswith(
+        assert read_only_line(done).endswith(
             f"the previous managed lines are restored in {lb.cfg}; no new traffic reaches lb-iis/web1"
         )
-        assert (lb.text, lb.staged(), haproxy.answering()) == (before, [], {"web2"})
+        assert (lb.text, lb.list_staged(), haproxy.find_answering()) == (before, [], {"web2"})
 
 
-def test_while_a_failed_reload_waits_what_can_be_said_goes_on(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(2))
-        lb.say("pause", "web1", 1)
+def test_the_runtime_api_is_used_while_a_failed_reload_waits(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.send_command("pause", "web1", 1)
         set_reload_command(lb, f"echo reload >>{lb.folder}/reloads\nexit 1", ROLES)
         roles = lb.roles.read_text()
         options = 'options: "check inter {interval} rise 2 fall {tag:fall|2}"'
         lb.roles.write_text(roles.replace("    lb: [iis]\n", f"    lb: [iis]\n    {options}\n"))
-        failed = lb.join(web(2, fall="5"))
+        failed = lb.join(make_member_line(2, fall="5"))
         assert (failed.returncode, (lb.folder / "reloads").read_text()) == (5, "reload\n")
 
-        resumed, joined, left = lb.say("resume", "web1", 2), lb.join(web(3)), lb.leave(web(1))
+        resumed, joined, left = (
+            lb.send_command("resume", "web1", 2),
+            lb.join(make_member_line(3)),
+            lb.leave(make_member_line(1)),
+        )
 
         assert [done.returncode for done in (resumed, joined, left)] == [5, 5, 5]
-        assert only_line(joined).startswith("reload postponed: ")
+        assert read_only_line(joined).startswith("reload postponed: ")
         assert (lb.folder / "reloads").read_text() == "reload\n"
-        assert haproxy.answering() == {"web2", "web3"}
-        assert lb.managed == [line(lb, 2), line(lb, 3)]
-        assert words(lb) == SAID
+        assert haproxy.find_answering() == {"web2", "web3"}
+        assert lb.managed == [make_line(lb, 2), make_line(lb, 3)]
+        assert read_last_result(lb) == WITHOUT_RELOAD
         assert (lb.served() or {})["failure"]["times"] == 1
         (lb.folder / "reload").write_text(f"#!/bin/sh\nkill -USR2 {haproxy.pid}\n")
         assert lb.run("apply", "--force").returncode == 0
-        assert haproxy.answering() == {"web2", "web3"}
-        assert lb.managed == [line(lb, 2).replace("fall 2", "fall 5"), line(lb, 3)]
+        assert haproxy.find_answering() == {"web2", "web3"}
+        assert lb.managed == [make_line(lb, 2).replace("fall 2", "fall 5"), make_line(lb, 3)]
 
 
-def test_who_had_come_before_the_reload_failed_goes_again(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1))
+def test_a_server_added_before_a_failed_reload_is_removed_again(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1))
         before = lb.text
-        haproxy.ask("set server lb-iis/web1 state drain")  # seen only when all has been said
+        haproxy.send("set server lb-iis/web1 state drain")  # an operator's change after the first commands
         set_reload_command(lb, "exit 1", ROLES)
 
-        done = lb.join(web(2))
+        done = lb.join(make_member_line(2))
 
-        assert (done.returncode, lb.text, lb.staged()) == (5, before, [])
+        assert (done.returncode, lb.text, lb.list_staged()) == (5, before, [])
         assert haproxy.servers()["web2"] == "MAINT"
-        haproxy.ask("set server lb-iis/web1 state ready")
-        lb.say("pause", "web9", 1)
-        assert (lb.managed, haproxy.answering()) == ([line(lb, 1), line(lb, 2)], {"web1", "web2"})
+        haproxy.send("set server lb-iis/web1 state ready")
+        lb.send_command("pause", "web9", 1)
+        assert (lb.managed, haproxy.find_answering()) == ([make_line(lb, 1), make_line(lb, 2)], {"web1", "web2"})
 
 
-def test_who_has_moved_before_the_reload_failed_goes_on_serving(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2, 3):
-        lb.join(web(1), web(3))
+def test_a_server_with_a_new_address_keeps_serving_after_a_failed_reload(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2, 3):
+        lb.join(make_member_line(1), make_member_line(3))
         before = lb.text
-        haproxy.ask("set server lb-iis/web3 state drain")
+        haproxy.send("set server lb-iis/web3 state drain")
         set_reload_command(lb, "exit 1", ROLES)
 
-        done = lb.join(member_line("web1", address(2)))
+        done = lb.join(member_line("web1", make_address(2)))
 
-        assert (done.returncode, lb.text, haproxy.answering()) == (5, before, {"web2"})
-
-
-# --- it is not told where that was not asked for ------------------------------------------------------------------
+        assert (done.returncode, lb.text, haproxy.find_answering()) == (5, before, {"web2"})
 
 
-def test_without_reload_means_without_telling(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
-        lb.text = lb.text.replace(line(lb, 1).encode(), b"")
-        before = haproxy.serving()
+# --- runs without the runtime API ---------------------------------------------------------------------------------
+
+
+def test_without_reload_the_runtime_api_is_not_used(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.text = lb.text.replace(make_line(lb, 1).encode(), b"")
+        before = haproxy.find_serving()
 
         done = lb.run("apply", "--no-reload")
 
         assert done.stdout == b"written: 1 line added, 0 removed; not reloaded (--no-reload)\n"
-        assert (haproxy.serving(), haproxy.reloads()) == (before, (0, 0))
+        assert (haproxy.find_serving(), haproxy.reloads()) == (before, (0, 0))
 
 
-# --- who serves goes on serving, and a tag is only a tag ----------------------------------------------------------
+# --- renamed servers, and tags ------------------------------------------------------------------------------------
 
 
-def test_servers_that_get_another_name_serve_until_they_have_come_under_it(lb: LoadBalancer) -> None:
+def test_renamed_servers_serve_until_the_new_name_serves(lb: LoadBalancer) -> None:
     roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
     lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1), web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
         lb.count_checks("sleep 0.3")
-        with client_load(lb.front, 4) as count:
+        with run_clients(lb.front, 4) as count:
             wait_until(lambda: count["ok"] > 20)
             marker = "    # additional-lb-iis-server\n"
-            edited(lb, marker, marker + marker.replace("iis", "api"))
+            edit_config(lb, marker, marker + marker.replace("iis", "api"))
             assert lb.run("apply").returncode == 0
             so_far = count["ok"]
             wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
-        assert haproxy.serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
+        assert haproxy.find_serving() == {"web1.iis", "web1.api", "web2.iis", "web2.api"}
         left = {name: state for name, state in haproxy.servers().items() if name in ("web1", "web2")}
         assert left == ({} if deletes_servers(lb.binary) else {"web1": "MAINT", "web2": "MAINT"})
 
 
-def test_servers_that_got_another_name_have_the_old_one_back_when_the_reload_fails(lb: LoadBalancer) -> None:
+def test_renamed_servers_get_their_old_name_back_after_a_failed_reload(lb: LoadBalancer) -> None:
     second = f"\nlisten two\n    bind 127.0.0.1:{lb.port + 2}\n    # additional-lb-iis-server\n"
     lb.text += second.encode()
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
         set_reload_command(lb, "exit 1", ROLES)
         roles = lb.roles.read_text().replace("services:\n", f"services:\n  api: {{port: {lb.port + 1}}}\n")
         lb.roles.write_text(roles.replace("lb: [iis]", "lb: [iis, api]"))
-        lb.join(web(1), web(2))
-        haproxy.ask("set server two/web2 state drain")  # seen only when all has been said
+        lb.join(make_member_line(1), make_member_line(2))
+        haproxy.send("set server two/web2 state drain")  # an operator's change after the first commands
         marker = b"    # additional-lb-iis-server\n"
         lb.text = lb.text.replace(marker, marker + marker.replace(b"iis", b"api"), 1)
 
         done = lb.run("apply")
 
-        assert (done.returncode, only_line(done).endswith(f"the previous managed lines are restored in {lb.cfg}")) == (
+        assert (
+            done.returncode,
+            read_only_line(done).endswith(f"the previous managed lines are restored in {lb.cfg}"),
+        ) == (
             5,
             True,
         )
-        assert (haproxy.serving(), haproxy.answering()) == ({"web1", "web2"}, {"web1", "web2"})
+        assert (haproxy.find_serving(), haproxy.find_answering()) == ({"web1", "web2"}, {"web1", "web2"})
         assert (lb.served() or {})["left"]["servers"].keys().isdisjoint({"lb-iis/web1", "lb-iis/web2"})
 
 
-def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> None:
+def test_servers_whose_addresses_all_change_serve_without_a_check_result(binary: Path) -> None:
     text = CONFIG.replace("    balance roundrobin", "    balance roundrobin\n    option httpchk GET /")
     roles = ROLES.replace("interval: 200ms", "interval: 1s")
     with (
         LoadBalancer(text, roles, binary) as lb,
         Haproxy(lb) as haproxy,
-        nodes(lb, 1, 2),
+        run_backends(lb, 1, 2),
         contextlib.ExitStack() as stack,
     ):
         for one in (1, 2):
-            stack.enter_context(Backend(f"new{one}", address(one), lb.port + 1))
-        lb.join(web(1), web(2))
+            stack.enter_context(Backend(f"new{one}", make_address(one), lb.port + 1))
+        lb.join(make_member_line(1), make_member_line(2))
         wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
-        with client_load(lb.front, 4) as count:
+        with run_clients(lb.front, 4) as count:
             wait_until(lambda: count["ok"] > 20)
             lb.roles.write_text(lb.roles.read_text().replace(f"port: {lb.port}", f"port: {lb.port + 1}"))
             assert lb.run("apply").returncode == 0
@@ -835,72 +862,72 @@ def test_servers_that_all_move_at_once_go_on_without_a_verdict(binary: Path) -> 
             wait_until(lambda: count["ok"] > so_far + 20)
 
         assert (set(count), haproxy.reloads()[0]) == ({"ok"}, 0)
-        assert haproxy.answering() == {"new1", "new2"}
+        assert haproxy.find_answering() == {"new1", "new2"}
 
 
-@pytest.mark.parametrize("said", ["port abc", "port 70000", "addr localhost"])
-def test_a_check_that_goes_nobody_knows_where_holds_up_nobody(lb: LoadBalancer, said: str) -> None:
-    word, value = said.split()
+@pytest.mark.parametrize("options", ["port abc", "port 70000", "addr localhost"])
+def test_a_check_with_an_unknown_target_delays_no_server(lb: LoadBalancer, options: str) -> None:
+    word, value = options.split()
     default = lb.port if word == "port" else "127.0.0.11"
     options = f'{{port: {lb.port}, options: "check {word} {{tag:there|{default}}}"}}'
     lb.roles.write_text(lb.roles.read_text().replace(f"{{port: {lb.port}}}", options))
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        odd = lb.join(web(1, there=value))
-        good = lb.join(web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        odd = lb.join(make_member_line(1, there=value))
+        good = lb.join(make_member_line(2))
 
         assert (odd.stderr + good.stderr).count(b"internal error") == 0
-        wait_until(lambda: "web2" in haproxy.answering())
+        wait_until(lambda: "web2" in haproxy.find_answering())
         assert good.returncode in (0, 4)
 
 
-def test_what_a_state_file_brings_back_at_a_start_by_somebody_else_is_mended(binary: Path) -> None:
+def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process_is_corrected(binary: Path) -> None:
     text = CONFIG.replace("global\n", "global\n    server-state-file {folder}/kept\n")
     text = text.replace("    mode http\n", "    mode http\n    load-server-state-from-file global\n", 1)
-    with LoadBalancer(text, binary=binary) as lb, nodes(lb, 1):
+    with LoadBalancer(text, binary=binary) as lb, run_backends(lb, 1):
         with Haproxy(lb) as haproxy:
-            lb.join(web(1))
-            haproxy.ask("set server lb-iis/web1 state maint")
-            (lb.folder / "kept").write_text(haproxy.ask("show servers state"))
-            haproxy.ask("set server lb-iis/web1 state ready")
+            lb.join(make_member_line(1))
+            haproxy.send("set server lb-iis/web1 state maint")
+            (lb.folder / "kept").write_text(haproxy.send("show servers state"))
+            haproxy.send("set server lb-iis/web1 state ready")
             os.utime(lb.cfg)
-        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that it is known to have been read
+        wait_until(lambda: time.time() > lb.cfg.stat().st_ctime + 3)  # so that the worker has certainly read it
         with Haproxy(lb) as haproxy:
             assert haproxy.servers() == {"web1": "MAINT"}
 
-            said = lb.run("apply").stdout.decode()
+            output = lb.run("apply").stdout.decode()
 
-            assert said == "unchanged: fixed: lb-iis/web1 is out of balancing\n"
-            assert (haproxy.answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
+            assert output == "unchanged: fixed: lb-iis/web1 is out of balancing\n"
+            assert (haproxy.find_answering(), haproxy.reloads()) == ({"web1"}, (0, 0))
             assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
-# --- what the same line has after a reload ------------------------------------------------------------------------
+# --- attributes that equal those after a reload -------------------------------------------------------------------
 
 
-def options(lb: LoadBalancer, words: str) -> None:
-    """Have the servers of `iis` made with these options."""
+def set_options(lb: LoadBalancer, words: str) -> None:
+    """Set the options of the service `iis`."""
     lb.roles.write_text(
         lb.roles.read_text().replace(f"{{port: {lb.port}}}", f'{{port: {lb.port}, options: "{words}"}}')
     )
 
 
-def in_proxy(*lines: str) -> str:
-    """CONFIG with more lines in its proxy."""
+def add_to_proxy(*lines: str) -> str:
+    """Return KEPT_ALIVE with more lines in its proxy."""
     return KEPT_ALIVE.replace(
         "    balance roundrobin\n", "".join(f"    {one}\n" for one in ("balance roundrobin", *lines))
     )
 
 
-def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path) -> None:
-    text = in_proxy("option external-check", "external-check command /bin/true")
+def test_servers_with_external_checks_are_never_added_through_the_runtime_api(binary: Path) -> None:
+    text = add_to_proxy("option external-check", "external-check command /bin/true")
     text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        lb.join(web(1))
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1))
         before = haproxy.pid
-        done = lb.join(web(2))
+        done = lb.join(make_member_line(2))
 
-        assert (done.returncode, words(lb), haproxy.pid) == (0, SERVES, before)
-        assert haproxy.answering() == {"web1", "web2"}
+        assert (done.returncode, read_last_result(lb), haproxy.pid) == (0, RELOADED, before)
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 @pytest.mark.parametrize(
@@ -910,37 +937,37 @@ def test_checks_by_an_external_program_never_reach_the_runtime_api(binary: Path)
 @pytest.mark.parametrize("check", ["option httpchk GET /", ""])
 def test_a_node_behind_tls_serves_as_soon_as_it_has_joined(binary: Path, words: str, default: str, check: str) -> None:
     with (
-        LoadBalancer(in_proxy(default, check), binary=binary) as lb,
+        LoadBalancer(add_to_proxy(default, check), binary=binary) as lb,
         Haproxy(lb) as haproxy,
         Recorder(lb.port) as recorder,
     ):
-        options(lb, words)
-        lb.join(web(1))
+        set_options(lb, words)
+        lb.join(make_member_line(1))
 
         wait_until(lambda: haproxy.servers()["web1"] == "UP")
         assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
-        assert all("TLS ciphers" in one for one in recorder.seen(address(1), clients=False))
+        assert all("TLS ciphers" in one for one in recorder.seen(make_address(1), clients=False))
 
 
 @pytest.mark.parametrize("proxy", ["send-proxy", "send-proxy-v2"])
 def test_a_node_that_expects_a_proxy_header_serves_as_soon_as_it_has_joined(binary: Path, proxy: str) -> None:
     with (
-        LoadBalancer(in_proxy("option httpchk GET /"), binary=binary) as lb,
+        LoadBalancer(add_to_proxy("option httpchk GET /"), binary=binary) as lb,
         Haproxy(lb) as haproxy,
         Recorder(lb.port) as seen,
     ):
-        options(lb, f"check inter 200ms {proxy}")
-        lb.join(web(1))
+        set_options(lb, f"check inter 200ms {proxy}")
+        lb.join(make_member_line(1))
 
         wait_until(lambda: haproxy.servers()["web1"] == "UP")
         assert (haproxy.get(), haproxy.reloads()) == ("ok", (0, 0))
-        assert all("PROXY v" in one for one in seen.seen(address(1), clients=False))
+        assert all("PROXY v" in one for one in seen.seen(make_address(1), clients=False))
 
 
-def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
+def test_one_error_does_not_disable_an_observed_server(binary: Path) -> None:
     with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, Recorder(lb.port):
-        options(lb, "check inter 1s observe layer7 on-error mark-down")
-        lb.join(web(1), web(2))
+        set_options(lb, "check inter 1s observe layer7 on-error mark-down")
+        lb.join(make_member_line(1), make_member_line(2))
         wait_until(lambda: set(haproxy.servers().values()) == {"UP"})
         for _ in range(2):
             assert haproxy.get(path="/error") == "500"
@@ -953,15 +980,15 @@ def test_one_error_takes_no_observed_server_down(binary: Path) -> None:
 
 @pytest.mark.parametrize("how", ["default", "own"])
 def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
-    text = in_proxy("default-server disabled") if how == "default" else KEPT_ALIVE
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        options(lb, f"check inter 200ms {'disabled' if how == 'own' else ''}".strip())
-        lb.join(web(1))
-        assert (words(lb), haproxy.servers()) == (SERVES, {"web1": "MAINT"})
+    text = add_to_proxy("default-server disabled") if how == "default" else KEPT_ALIVE
+    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        set_options(lb, f"check inter 200ms {'disabled' if how == 'own' else ''}".strip())
+        lb.join(make_member_line(1))
+        assert (read_last_result(lb), haproxy.servers()) == (RELOADED, {"web1": "MAINT"})
         reloads = haproxy.reloads()[0]
 
-        lb.say("pause", "web1", 1)
-        lb.say("resume", "web1", 2)
+        lb.send_command("pause", "web1", 1)
+        lb.send_command("resume", "web1", 2)
 
         assert (haproxy.servers(), haproxy.reloads()[0]) == ({"web1": "MAINT"}, reloads)
         assert lb.run("apply").stdout.startswith(b"No changes: ")
@@ -969,42 +996,46 @@ def test_a_disabled_server_stays_disabled(binary: Path, how: str) -> None:
 
 
 def test_a_new_weight_is_set_without_a_reload(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        options(lb, "check inter 200ms weight {tag:weight|100}")
-        lb.join(web(1), web(2))
-        lb.join(web(1, weight="30"))
-        assert (in_state(haproxy, "web1")[7], words(lb)) == ("30", SAID)
-        lb.say("pause", "web1", 1)
-        lb.handle("member-update", web(1, weight="250"))
-        lb.say("resume", "web1", 2)
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        set_options(lb, "check inter 200ms weight {tag:weight|100}")
+        lb.join(make_member_line(1), make_member_line(2))
+        lb.join(make_member_line(1, weight="30"))
+        assert (read_server_state(haproxy, "web1")[7], read_last_result(lb)) == ("30", WITHOUT_RELOAD)
+        lb.send_command("pause", "web1", 1)
+        lb.handle("member-update", make_member_line(1, weight="250"))
+        lb.send_command("resume", "web1", 2)
 
-        assert (in_state(haproxy, "web1")[7], words(lb), haproxy.reloads()) == ("250", SAID, (0, 0))
-        assert haproxy.answering() == {"web1", "web2"}
+        assert (read_server_state(haproxy, "web1")[7], read_last_result(lb), haproxy.reloads()) == (
+            "250",
+            WITHOUT_RELOAD,
+            (0, 0),
+        )
+        assert haproxy.find_answering() == {"web1", "web2"}
 
 
 def test_a_weight_that_haproxy_refuses_is_an_error_and_changes_nothing(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        options(lb, "check inter 200ms weight {tag:weight|100}")
-        lb.join(web(1), web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        set_options(lb, "check inter 200ms weight {tag:weight|100}")
+        lb.join(make_member_line(1), make_member_line(2))
         before = lb.text
-        done = lb.join(web(1, weight="300"))
+        done = lb.join(make_member_line(1, weight="300"))
 
-        assert (done.returncode, lb.text, in_state(haproxy, "web1")[7]) == (4, before, "100")
+        assert (done.returncode, lb.text, read_server_state(haproxy, "web1")[7]) == (4, before, "100")
         assert haproxy.reloads() == (0, 0)
 
 
-def test_cookies_of_their_own_reach_servers_that_join(binary: Path) -> None:
+def test_servers_that_join_have_their_own_cookies(binary: Path) -> None:
     with (
-        LoadBalancer(in_proxy("cookie C insert indirect nocache"), binary=binary) as lb,
+        LoadBalancer(add_to_proxy("cookie C insert indirect nocache"), binary=binary) as lb,
         Haproxy(lb) as haproxy,
-        nodes(lb, 1, 2),
+        run_backends(lb, 1, 2),
     ):
-        options(lb, "check inter 200ms cookie {name}")
-        lb.join(web(1))
-        lb.join(web(2))
+        set_options(lb, "check inter 200ms cookie {name}")
+        lb.join(make_member_line(1))
+        lb.join(make_member_line(2))
 
-        assert {asked(lb) for _ in range(8)} == {("web1", "C=web1"), ("web2", "C=web2")}
-        assert {asked(lb, "C=web1")[0] for _ in range(6)} == {"web1"}
+        assert {send_request(lb) for _ in range(8)} == {("web1", "C=web1"), ("web2", "C=web2")}
+        assert {send_request(lb, "C=web1")[0] for _ in range(6)} == {"web1"}
         assert haproxy.reloads()[0] == (0 if deletes_servers(lb.binary) else 2)
 
 
@@ -1013,9 +1044,9 @@ def test_the_initial_state_is_honoured(state: str, first: str) -> None:
     newest = list(binaries())[-1]
     if newest < "3.2":
         pytest.skip("no HAProxy 3.2")
-    with LoadBalancer(KEPT_ALIVE, binary=binaries()[newest]) as lb, Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        options(lb, f"check inter 4s rise 2 init-state {state}")
-        lb.join(web(1))
+    with LoadBalancer(KEPT_ALIVE, binary=binaries()[newest]) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        set_options(lb, f"check inter 4s rise 2 init-state {state}")
+        lb.join(make_member_line(1))
 
         assert haproxy.servers()["web1"].startswith(first)
         assert haproxy.reloads() == (0, 0)
@@ -1028,24 +1059,24 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
     with (
         LoadBalancer(text, binary=binary) as lb,
         Haproxy(lb) as haproxy,
-        Slow("127.0.0.11", lb.port) as service,
-        nodes(lb, 2),
+        SlowService("127.0.0.11", lb.port) as service,
+        run_backends(lb, 2),
     ):
-        options(lb, "check inter 200ms on-marked-down shutdown-sessions")
-        lb.join(web(1))
+        set_options(lb, "check inter 200ms on-marked-down shutdown-sessions")
+        lb.join(make_member_line(1))
         with socket.create_connection(("127.0.0.1", lb.front)) as client:
             client.sendall(b"hello")
             server, _ = service.accept()
             with server:
                 assert server.recv(9) == b"hello"
-                lb.join(web(2))
-                lb.say("pause", "web1", 1)
-                assert haproxy.answering() == {"web2"}
+                lb.join(make_member_line(2))
+                lb.send_command("pause", "web1", 1)
+                assert haproxy.find_answering() == {"web2"}
                 client.sendall(b"more")
                 assert server.recv(9) == b"more"
                 server.sendall(b"bye")
                 assert client.recv(9) == b"bye"
-        lb.say("resume", "web1", 2)
+        lb.send_command("resume", "web1", 2)
         assert haproxy.servers()["web1"] != "MAINT"
         assert haproxy.reloads() == (0, 0)
 
@@ -1053,10 +1084,10 @@ def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
 def test_a_drained_server_of_a_node_that_left_is_deleted(lb: LoadBalancer) -> None:
     if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
-    with Haproxy(lb) as haproxy, nodes(lb, 1, 2):
-        options(lb, "check inter 200ms on-marked-down shutdown-sessions")
-        lb.join(web(1), web(2))
+    with Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        set_options(lb, "check inter 200ms on-marked-down shutdown-sessions")
+        lb.join(make_member_line(1), make_member_line(2))
 
-        lb.leave(web(1))
+        lb.leave(make_member_line(1))
 
         assert (set(haproxy.servers()), haproxy.reloads()) == ({"web2"}, (0, 0))

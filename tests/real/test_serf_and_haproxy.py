@@ -1,4 +1,4 @@
-"""Real Serf agents call the real `lbagent handle`, a real HAProxy serves what it writes."""
+"""Real Serf agents call the real `lbagent handle`, and a real HAProxy serves the lines that it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.real_programs import (
 pytestmark = [pytest.mark.real, pytest.mark.sliced]
 
 SORRY = "503"
-"""What HAProxy answers where no server is."""
+"""The answer of HAProxy without a server."""
 
 
 @pytest.fixture(params=list(binaries().values()), ids=list(binaries()))
@@ -42,7 +42,7 @@ class Node:
         self.line = lb.server(self.name, self.address)
         self.paused = f"# lbagent paused {self.name} {self.address} role=web"
         self.words = f"{self.name} {self.address} web"
-        """What a node says of itself in a pause or resume."""
+        """The payload of a node's own pause or resume."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -56,98 +56,98 @@ class Node:
 
 
 @contextlib.contextmanager
-def balancer(lb: LoadBalancer) -> Iterator[SerfAgent]:
-    """The load balancer's own agent, lbagent its event handler; none of its runs may fail."""
+def run_agent(lb: LoadBalancer) -> Iterator[SerfAgent]:
+    """Run the agent of the load balancer with lbagent as event handler; fails if a run of it failed."""
     with SerfAgent("lb01", "127.0.0.10", "lb", handler=f"{LBAGENT} handle", env=lb.env) as agent:
         yield agent
         assert "Error invoking script" not in agent.log
 
 
 @contextlib.contextmanager
-def cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
-    """A load balancer's agent and so many nodes that have joined it, and are served."""
+def run_cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[Node]]]:
+    """Run the agent of a load balancer and `nodes` nodes that have joined and are served."""
     with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
         found = [stack.enter_context(Node(lb, number)) for number in range(1, nodes + 1)]
         for node in found:
             node.agent.join(agent)
-        wait_until(lambda: lb.settled(*(node.line for node in found)))
+        wait_until(lambda: lb.is_settled(*(node.line for node in found)))
         yield agent, found
 
 
-def outcomes(lb: LoadBalancer) -> list[str]:
+def list_outcomes(lb: LoadBalancer) -> list[str]:
     return [entry["outcome"] for entry in lb.history()]
 
 
 def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
-        first = haproxy.answering()
+        first = haproxy.find_answering()
 
         for node in nodes:
             node.agent.join(agent)
 
         assert first == {SORRY}
-        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
+        wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         wait_until(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
-        assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
-        assert set(outcomes(lb)) == {"applied"}
-        assert lb.staged() == []
+        assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
+        assert set(list_outcomes(lb)) == {"applied"}
+        assert lb.list_staged() == []
 
 
-def test_nodes_that_were_there_before_the_load_balancer_join_in_one_batch(lb: LoadBalancer) -> None:
+def test_nodes_that_are_older_than_the_load_balancer_join_in_one_batch(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
         nodes = [stack.enter_context(Node(lb, number)) for number in (1, 2, 3, 4, 5)]
         for node in nodes[1:]:
             node.agent.join(nodes[0].agent)
         wait_until(lambda: len(nodes[0].agent.members()) == len(nodes))
-        agent = stack.enter_context(balancer(lb))
+        agent = stack.enter_context(run_agent(lb))
 
         agent.join(nodes[0].agent)
 
-        wait_until(lambda: lb.settled(*(node.line for node in nodes)))
-        assert haproxy.answering() == {"web01", "web02", "web03", "web04", "web05"}
+        wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
+        assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert haproxy.reloads() == (0, 0)
-        assert outcomes(lb) == ["applied"]
+        assert list_outcomes(lb) == ["applied"]
 
 
-def test_a_paused_node_stays_out_over_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 3) as (agent, nodes):
+def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_cluster(lb, 3) as (agent, nodes):
         one, two, three = nodes
 
-        # Its shutdown script says so, before anything ends.
-        two.agent.event("pause", two.words)
-        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
+        # The shutdown script of the node sends the pause before anything ends.
+        two.agent.send_event("pause", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.paused, three.line))
         before = two.backend.requests
-        assert haproxy.answering(30) == {"web01", "web03"}
+        assert haproxy.find_answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
         two.agent.leave()
-        wait_until(lambda: lb.settled(one.line, three.line))
-        assert haproxy.answering() == {"web01", "web03"}
+        wait_until(lambda: lb.is_settled(one.line, three.line))
+        assert haproxy.find_answering() == {"web01", "web03"}
 
         two.agent.start()
         two.agent.join(agent)
-        wait_until(lambda: lb.settled(one.line, two.paused, three.line))
-        assert haproxy.answering(30) == {"web01", "web03"}
+        wait_until(lambda: lb.is_settled(one.line, two.paused, three.line))
+        assert haproxy.find_answering(30) == {"web01", "web03"}
         assert two.backend.requests == before
 
-        two.agent.event("resume", two.words)
-        wait_until(lambda: lb.settled(one.line, two.line, three.line))
-        wait_until(lambda: haproxy.answering() == {"web01", "web02", "web03"})
+        two.agent.send_event("resume", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.line, three.line))
+        wait_until(lambda: haproxy.find_answering() == {"web01", "web02", "web03"})
 
         two.agent.leave()
-        wait_until(lambda: lb.settled(one.line, three.line))
-        assert haproxy.answering() == {"web01", "web03"}
-        assert set(outcomes(lb)) == {"applied"}
-        assert lb.staged() == []
+        wait_until(lambda: lb.is_settled(one.line, three.line))
+        assert haproxy.find_answering() == {"web01", "web03"}
+        assert set(list_outcomes(lb)) == {"applied"}
+        assert lb.list_staged() == []
 
 
-def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
+def test_a_killed_node_keeps_its_line_and_haproxys_check_marks_it_down(lb: LoadBalancer) -> None:
+    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (agent, (one, two)):
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "UP"})
         reloads = haproxy.reloads()
 
@@ -155,7 +155,7 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadB
         two.backend.stop()
 
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
-        assert haproxy.answering() == {"web01"}
+        assert haproxy.find_answering() == {"web01"}
         wait_until(lambda: agent.members()["web02"] == "failed")
         wait_until(lambda: lb.members()["web02"]["status"] == "failed")
         wait_until(lambda: lb.idle)
@@ -167,32 +167,32 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_takes_it_down(lb: LoadB
         two.agent.join(agent)
 
         wait_until(lambda: lb.members()["web02"]["status"] == "alive")
-        wait_until(lambda: haproxy.answering() == {"web01", "web02"})
+        wait_until(lambda: haproxy.find_answering() == {"web01", "web02"})
         assert lb.managed == [one.line, two.line]
         assert haproxy.reloads() == reloads
 
 
 def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, cluster(lb, 2) as (agent, (one, two)):
-        paused = two.agent.query("pause", two.words, at=agent)
+    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (agent, (one, two)):
+        paused = two.agent.send_query("pause", two.words, at=agent)
         before = two.backend.requests
-        during, lines = haproxy.answering(30), lb.managed
+        during, lines = haproxy.find_answering(30), lb.managed
         reached = two.backend.requests - before
-        again = two.agent.query("pause", two.words, at=agent)
-        resumed = two.agent.query("resume", two.words, at=agent)
+        again = two.agent.send_query("pause", two.words, at=agent)
+        resumed = two.agent.send_query("resume", two.words, at=agent)
 
         assert [paused, again, resumed] == [{"lb01": "done"}] * 3
         assert (during, reached) == ({"web01"}, 0)
         assert lines == [one.line, two.paused]
         assert lb.managed == [one.line, two.line]
-        assert haproxy.answering() == {"web01", "web02"}
+        assert haproxy.find_answering() == {"web01", "web02"}
 
 
-def test_a_query_about_a_stranger_says_so(lb: LoadBalancer) -> None:
-    with Haproxy(lb), cluster(lb, 1) as (agent, (one,)):
-        paused = agent.query("pause", "web77 127.0.0.77 web")
-        resumed = agent.query("resume", "web88")
-        malformed = agent.query("pause", "one two three 4")
+def test_a_query_about_an_unknown_node_is_answered_unknown_node(lb: LoadBalancer) -> None:
+    with Haproxy(lb), run_cluster(lb, 1) as (agent, (one,)):
+        paused = agent.send_query("pause", "web77 127.0.0.77 web")
+        resumed = agent.send_query("resume", "web88")
+        malformed = agent.send_query("pause", "one two three 4")
 
         assert paused == {"lb01": "unknown node, remembered"}
         assert resumed == {"lb01": "unknown node"}
@@ -202,22 +202,22 @@ def test_a_query_about_a_stranger_says_so(lb: LoadBalancer) -> None:
         assert lb.managed == [one.line]
 
 
-def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: LoadBalancer) -> None:
-    lb.roles.write_text(lb.filled(RELOADING))
-    with Haproxy(lb, "-D") as haproxy, balancer(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
+def test_a_haproxy_without_a_master_is_replaced_by_a_new_process(lb: LoadBalancer) -> None:
+    lb.roles.write_text(lb.fill_template(RELOADING))
+    with Haproxy(lb, "-D") as haproxy, run_agent(lb) as agent, Node(lb, 1) as one, Node(lb, 2) as two:
         first = haproxy.worker()
 
         one.agent.join(agent)
         two.agent.join(agent)
-        wait_until(lambda: lb.settled(one.line, two.line))
-        assert haproxy.answering() == {"web01", "web02"}
+        wait_until(lambda: lb.is_settled(one.line, two.line))
+        assert haproxy.find_answering() == {"web01", "web02"}
         assert haproxy.worker() == haproxy.pid != first
 
         second = haproxy.worker()
-        two.agent.event("pause", two.words)
-        wait_until(lambda: lb.settled(one.line, two.paused))
+        two.agent.send_event("pause", two.words)
+        wait_until(lambda: lb.is_settled(one.line, two.paused))
         before = two.backend.requests
-        assert haproxy.answering(30) == {"web01"}
+        assert haproxy.find_answering(30) == {"web01"}
         assert two.backend.requests == before
         assert haproxy.worker() == haproxy.pid != second
 
@@ -227,16 +227,16 @@ def test_a_haproxy_without_a_master_is_succeeded_by_a_new_process(lb: LoadBalanc
 OWN_RELOAD = RELOADING.replace("  timeout:", "  reload: [sh, {folder}/reload.sh, now]\n  timeout:")
 
 
-def test_the_operators_own_reload_command_is_the_one_that_runs() -> None:
+def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
-        script.write_text(f'echo "$*" >>{lb.folder}/said\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
-        with cluster(lb, 1) as (agent, (one,)):
-            asked = one.agent.query("pause", one.words, at=agent)
+        script.write_text(f'echo "$*" >>{lb.folder}/output\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
+        with run_cluster(lb, 1) as (agent, (one,)):
+            asked = one.agent.send_query("pause", one.words, at=agent)
 
-            said = Path(lb.folder / "said").read_text()
+            output = Path(lb.folder / "output").read_text()
             assert asked == {"lb01": "done, no other server of iis serves"}
             assert lb.managed == [one.paused]
-            assert said == "now\nnow\n"
+            assert output == "now\nnow\n"
             assert haproxy.reloads() == (2, 0)
             assert agent.members() == {"lb01": "alive", "web01": "alive"}

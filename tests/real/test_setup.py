@@ -28,7 +28,7 @@ SYSTEMD = Path(__file__).resolve().parent.parent.parent / "systemd"
 
 @pytest.fixture
 def network() -> Iterator[list[str]]:
-    """The words before a command that runs it in a network of its own, with the agents of this test only."""
+    """The prefix of a command that runs it in a separate network, with the agents of this test only."""
     script = "ip link set lo up; echo up; exec sleep 600"
     with subprocess.Popen(["unshare", "--net", "sh", "-ec", script], stdout=subprocess.PIPE) as process:
         try:
@@ -40,10 +40,10 @@ def network() -> Iterator[list[str]]:
 
 
 class Balancer:
-    """One load balancer below a folder of its own; its agent's RPC has a port of its own, as both share a host."""
+    """One load balancer in a separate folder; its agent has a separate RPC port, as both share a host."""
 
     def __init__(self, name: str, rpc: int, network: list[str], folder: Path) -> None:
-        """Nothing is set up yet."""
+        """Nothing is set up here."""
         self.lb = LoadBalancer(folder=folder / name)
         self.root, self._name, self._rpc, self._network = folder / name / "root", name, rpc, network
         self._setup = folder / name / "setup"
@@ -62,7 +62,7 @@ class Balancer:
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[None]:
-        """Its Serf agent."""
+        """The Serf agent of the load balancer."""
         argv = [*self._network, "serf", "agent", f"-config-dir={self.root}/etc/serf"]
         env = {**self._env, **dict(line.split("=", 1) for line in (self.lb.etc / "serf.env").read_text().split())}
         with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -74,8 +74,8 @@ class Balancer:
                 process.terminate()
                 process.wait()
 
-    def peers(self) -> tuple[int, list[str]]:
-        """Exit status of `lbagent check`, and what it finds of the other load balancers."""
+    def check_peers(self) -> tuple[int, list[str]]:
+        """Return exit status and findings about other load balancers of `lbagent check`."""
         argv = [*self._network, str(LBAGENT), "check"]
         done = subprocess.run(argv, env=self._env, capture_output=True, text=True, check=False)
         lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -97,11 +97,11 @@ def test_two_keys_are_an_error_on_both_load_balancers_until_the_second_has_the_b
     two.set_up("127.0.0.10", "127.0.0.9")
     with one.agent():
         with two.agent():
-            apart = one.peers(), two.peers()
+            apart = one.check_peers(), two.check_peers()
         two.set_up("--replace", "--bundle", str(one.root / "etc/lbagent/peer.bundle"))
         with two.agent():
-            wait_until(lambda: two.peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
-            together = one.peers()[1]
+            wait_until(lambda: two.check_peers()[1] == ["ok peers: serf members: 1 other load balancer: lb01"], pause=1)
+            together = one.check_peers()[1]
 
     assert [status for status, _ in apart] == [1, 1]
     for (_, [line]), other in zip(apart, ("127.0.0.10", "127.0.0.9"), strict=True):

@@ -1,4 +1,4 @@
-"""`lbagent status` on a real load balancer: what is wrong now is on top, and gone once it is fixed."""
+"""`lbagent status` on a real load balancer shows present problems on top, and none that is fixed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import running_watch
-from tests.helpers.pair import pair
+from tests.helpers.daemon import run_watch
+from tests.helpers.pair import run_pair
 from tests.helpers.real_programs import (
     CONFIG,
     LBAGENT,
@@ -25,7 +25,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 from tests.helpers.terminal import Terminal
-from tests.helpers.two_users import Split
+from tests.helpers.two_users import TwoUserLoadBalancer
 
 pytestmark = [
     pytest.mark.real,
@@ -35,8 +35,8 @@ pytestmark = [
 ]
 
 
-def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
-    """The JSON object."""
+def read_status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
+    """Return the JSON object."""
     done = lb.run("status", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -44,21 +44,21 @@ def status(lb: LoadBalancer, **env: str) -> dict[str, Any]:
     return found | {"wrong": [one for one in found["wrong"] if one["kind"] != "service"]}
 
 
-def kinds(lb: LoadBalancer) -> list[str]:
-    """What is wrong, by kind."""
-    return [one["kind"] for one in status(lb)["wrong"]]
+def list_kinds(lb: LoadBalancer) -> list[str]:
+    """Return the kinds of the problems."""
+    return [one["kind"] for one in read_status(lb)["wrong"]]
 
 
-def test_a_fixed_failure_is_not_shown_any_more() -> None:
+def test_a_fixed_failure_is_no_longer_shown() -> None:
     with LoadBalancer() as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
-        good = status(lb)
+        good = read_status(lb)
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         assert lb.run("apply").returncode == 4
-        broken, shown = status(lb), lb.run("status").stdout.decode()
+        broken, shown = read_status(lb), lb.run("status").stdout.decode()
         lb.text = lb.text.replace(b"balanse ", b"balance ")
         assert lb.run("apply").returncode == 0
-        fixed, below = status(lb), lb.run("status").stdout.decode()
+        fixed, below = read_status(lb), lb.run("status").stdout.decode()
 
     assert good["wrong"] == []
     [wrong] = broken["wrong"]
@@ -72,10 +72,10 @@ def test_a_fixed_failure_is_not_shown_any_more() -> None:
     assert "\nlast change: " in below
 
 
-def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
+def test_a_failed_reload_is_shown_with_the_time_of_its_next_attempt() -> None:
     with LoadBalancer(roles=RELOADING.replace("haproxy:\n", "haproxy:\n  reload: ['false']\n")) as lb, Haproxy(lb):
         assert lb.join(member_line("web01", "127.0.0.11")).returncode == 5
-        found = status(lb)
+        found = read_status(lb)
         lines = lb.run("status").stdout.decode().splitlines()
         top = next(line for line in lines if not line.startswith("service: "))
 
@@ -87,44 +87,44 @@ def test_a_failed_reload_has_the_time_of_its_next_try() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_stopped_daemon_and_a_stopped_haproxy_are_on_top() -> None:
-    with Split() as lb:
+    with TwoUserLoadBalancer() as lb:
         with Haproxy(lb):
-            with running_watch(lb):
+            with run_watch(lb):
                 lb.join(member_line("web01", "127.0.0.11"))
                 wait_until(lambda: lb.managed)
-                running = status(lb)
-            assert kinds(lb) == ["daemon", "sync"]
-        assert kinds(lb) == ["daemon", "sync", "haproxy"]
-        shown = Terminal([LBAGENT, "status"], lb.env, 80).end()[1]
+                running = read_status(lb)
+            assert list_kinds(lb) == ["daemon", "sync"]
+        assert list_kinds(lb) == ["daemon", "sync", "haproxy"]
+        shown = Terminal([LBAGENT, "status"], lb.env, 80).wait_for_end()[1]
 
     assert running["daemon"] == {"running": True, "needed": True}
     assert "daemon" not in [one["kind"] for one in running["wrong"]]
     assert shown.splitlines()[0].startswith("daemon   `lbagent watch` does not run; events are stored")
 
 
-def peer_counts(lb: LoadBalancer) -> tuple[int, ...]:
-    """The other load balancers in metrics.prom: expected, seen and differing."""
+def read_peer_metrics(lb: LoadBalancer) -> tuple[int, ...]:
+    """Return the numbers of other load balancers in metrics.prom: expected, seen and differing."""
     text = (lb.state / "metrics.prom").read_text()
     found = dict(re.findall(r"^lbagent_peers_(\w+) (\d+)$", text, re.MULTILINE))
     return tuple(int(found[name]) for name in ("expected", "seen", "differing"))
 
 
 def test_the_other_load_balancer_has_a_row_with_its_lines_and_last_answer() -> None:
-    with pair() as (one, other):
+    with run_pair() as (one, other):
         for balancer in (one, other):
             balancer.lb.join(member_line("web01", "127.0.0.11"))
         assert one.run("sync").returncode in (0, 75)
-        equal, counts = status(one.lb), [peer_counts(one.lb)]
+        equal, counts = read_status(one.lb), [read_peer_metrics(one.lb)]
         shown = one.lb.run("status").stdout.decode()
         other.lb.join(member_line("web02", "127.0.0.12"))
         one.run("sync")
-        differing = status(one.lb)
-        counts.append(peer_counts(one.lb))
+        differing = read_status(one.lb)
+        counts.append(read_peer_metrics(one.lb))
         other.agent.kill()
         wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         one.run("sync")
-        failed = status(one.lb)
-        counts.append(peer_counts(one.lb))
+        failed = read_status(one.lb)
+        counts.append(read_peer_metrics(one.lb))
 
     assert counts == [(1, 1, 0), (1, 1, 1), (1, 0, 1)]
     [peer] = equal["peers"]
@@ -147,14 +147,14 @@ def test_failing_syncs_are_on_top() -> None:
     with LoadBalancer() as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
         lb.run("sync")
-        found = status(lb)
+        found = read_status(lb)
 
     assert [one["kind"] for one in found["wrong"]] == ["sync"]
     assert found["sync"]["failing"] is not None
     assert "Serf agent: `serf " in found["sync"]["words"]
 
 
-def test_a_proxy_of_which_no_server_takes_requests_is_on_top() -> None:
+def test_a_proxy_without_a_server_that_accepts_requests_is_on_top() -> None:
     with LoadBalancer() as lb, Backend("web01", "127.0.0.11", lb.port) as web, Haproxy(lb) as haproxy:
         lb.join(member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12"))
         wait_until(lambda: haproxy.servers() == {"web01": "UP", "web02": "DOWN"})
@@ -174,7 +174,7 @@ def test_a_dry_run_records_nothing() -> None:
         subprocess.run([LBAGENT, "sync", "--dry-run"], env=lb.env, capture_output=True, check=False)
 
         assert sorted(path.name for path in lb.state.iterdir()) == before
-        assert kinds(lb) == []
+        assert list_kinds(lb) == []
 
 
 @pytest.mark.every_haproxy
@@ -184,8 +184,8 @@ def test_the_servers_of_a_proxy_that_a_variable_names_have_their_state() -> None
     )
     with LoadBalancer(named) as lb, Haproxy(lb):
         lb.join(member_line("web01", "127.0.0.11"))
-        lb.ask("pause", "web01", 1)
-        (node,) = status(lb)["nodes"]
+        lb.send_query("pause", "web01", 1)
+        (node,) = read_status(lb)["nodes"]
 
     assert [(one["proxy"], one["server"], one["state"]) for one in node["servers"]] == [("lb-iis", "web01", "MAINT")]
 

@@ -1,4 +1,4 @@
-"""The daemon's status socket: one JSON object per connection, true at the time, for the group of `lbagent web` only."""
+"""The daemon's status socket: one current JSON object per connection, for the group of `lbagent web` only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import Haproxy, LoadBalancer, member_line, wait_until
 
 pytestmark = pytest.mark.real
@@ -26,8 +26,8 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def read(lb: LoadBalancer) -> dict[str, Any]:
-    """The object, as a reader gets it."""
+def read_socket(lb: LoadBalancer) -> dict[str, Any]:
+    """Return the object that a reader gets."""
     with socket.socket(socket.AF_UNIX) as reader:
         reader.settimeout(20)
         reader.connect(str(lb.folder / "status.sock"))
@@ -36,14 +36,14 @@ def read(lb: LoadBalancer) -> dict[str, Any]:
     return content
 
 
-def read_when(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """The first object of which `wanted` is true."""
+def wait_for_status(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Wait for an object for which `wanted` is true, and return it."""
 
     def look() -> dict[str, Any] | None:
         try:
-            found = read(lb)
+            found = read_socket(lb)
         except OSError:
-            return None  # the daemon starts
+            return None  # the daemon is starting
         return found if wanted(found) else None
 
     found = wait_until(look)
@@ -52,11 +52,11 @@ def read_when(lb: LoadBalancer, wanted: Callable[[dict[str, Any]], object]) -> d
 
 
 def test_a_reader_gets_status_history_and_metrics(lb: LoadBalancer) -> None:
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
 
-        found = read_when(lb, lambda found: found["status"]["nodes"] and not found["busy"])
+        found = wait_for_status(lb, lambda found: found["status"]["nodes"] and not found["busy"])
         status = json.loads(lb.run("status", "--json").stdout)
 
     assert (found["version"], found["error"], found["name"]) == (1, None, os.uname().nodename)
@@ -69,10 +69,10 @@ def test_a_reader_gets_status_history_and_metrics(lb: LoadBalancer) -> None:
 
 
 def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: LoadBalancer) -> None:
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         lb.roles.write_text("roles: [")
 
-        found = read_when(lb, lambda found: found["error"])
+        found = wait_for_status(lb, lambda found: found["error"])
 
     assert found["status"] is None
     assert found["error"].startswith(f"{lb.roles}:")
@@ -80,38 +80,38 @@ def test_an_invalid_roles_yml_is_the_error_and_no_status(lb: LoadBalancer) -> No
 
 def test_only_the_user_of_the_daemon_and_the_group_may_connect(lb: LoadBalancer) -> None:
     path = lb.folder / "status.sock"
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         mode = path.stat().st_mode & 0o777
 
     assert mode in (0o600, 0o660)
     assert not path.exists()
 
 
-def test_readers_that_take_nothing_or_leave_at_once_do_not_keep_others_waiting(lb: LoadBalancer) -> None:
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+def test_readers_that_read_nothing_or_close_at_once_do_not_delay_others(lb: LoadBalancer) -> None:
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
         idle = [socket.socket(socket.AF_UNIX) for _ in range(5)]
         for one in idle:
             one.connect(str(lb.folder / "status.sock"))
         idle[0].close()
 
-        assert read(lb)["status"] is not None
+        assert read_socket(lb)["status"] is not None
 
         for one in idle:
             one.close()
 
 
 def test_the_socket_of_a_daemon_that_was_killed_is_replaced(lb: LoadBalancer) -> None:
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)) as daemon:
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)) as daemon:
         daemon.kill()
         daemon.wait(20)
     assert (lb.folder / "status.sock").exists()
 
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
-        read_when(lb, lambda found: found["status"])
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(lb.folder)):
+        wait_for_status(lb, lambda found: found["status"])
 
 
-def test_without_a_runtime_directory_the_daemon_works_on(lb: LoadBalancer, tmp_path: Path) -> None:
-    with running_watch(lb, LBAGENT_RUNTIME_DIR=str(tmp_path / "missing")):
+def test_the_daemon_works_without_a_runtime_directory(lb: LoadBalancer, tmp_path: Path) -> None:
+    with run_watch(lb, LBAGENT_RUNTIME_DIR=str(tmp_path / "missing")):
         lb.join(WEB01)
 
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))

@@ -1,4 +1,4 @@
-"""peers: a reload soon after a start takes no client's server from it."""
+"""With `peers`, each client keeps its server over a reload soon after a start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STICKY = CONFIG.replace("    hard-stop-after 2s\n", "    hard-stop-after 2s\n   
     "    balance roundrobin\n",
     "    balance roundrobin\n    stick-table type ip size 1k expire 1h peers lb\n    stick on src\n",
 )
-"""Whoever has been given a server keeps it."""
+"""Clients keep their server."""
 
 SECTION = "0x55a8: [21/Nov/2026:10:38:28] id=lb disabled=0 flags=0x{} resync_timeout={} task_calls=3"
 PEER = """
@@ -55,13 +55,13 @@ PEER = """
         "not known",
     ],
 )
-def test_what_show_peers_says(answer: str, *, is_so: bool) -> None:
+def test_the_answer_of_show_peers_is_parsed(answer: str, *, is_so: bool) -> None:
     assert is_learning(answer) is is_so
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
-def test_a_reload_right_after_the_start_keeps_the_clients(binary: Path) -> None:
+def test_a_reload_right_after_the_start_keeps_each_client_at_its_server(binary: Path) -> None:
     peers = f"\npeers lb\n    peer here 127.0.0.1:{free_port()}\n    peer other 127.0.0.1:{free_port()}\n"
     with LoadBalancer(STICKY + peers, RELOADING, binary) as lb, Backend("web01", "127.0.0.11", lb.port):
         lb.join(member_line("web01", "127.0.0.11"))
@@ -72,4 +72,4 @@ def test_a_reload_right_after_the_start_keeps_the_clients(binary: Path) -> None:
 
             assert (done.returncode, done.stderr) == (0, b"")
             assert haproxy.reloads() == (1, 0)
-            assert haproxy.ask("show table lb-iis").split(", ")[-1].startswith("used:1\n")
+            assert haproxy.send("show table lb-iis").split(", ")[-1].startswith("used:1\n")

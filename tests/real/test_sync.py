@@ -1,4 +1,4 @@
-"""Events are hints, what Serf knows is the truth: load balancers that missed them, heard them in another order, or see nobody."""
+"""Load balancers that missed events, got them in another order, or see no node, agree with Serf after a sync."""
 
 # ruff: noqa: E501
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.pair import HANDLER, Balancer, join_both, pair
+from tests.helpers.pair import HANDLER, Balancer, join_both, run_pair
 from tests.helpers.real_programs import ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
@@ -30,8 +30,8 @@ TWO_ROLES = (
 
 
 @contextlib.contextmanager
-def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
-    """So many web nodes with their web servers, which both load balancers have."""
+def run_web_nodes(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]]:
+    """Run `count` web nodes with web servers, which both load balancers have."""
     with contextlib.ExitStack() as stack:
         for number in range(1, count + 1):
             stack.enter_context(Backend(f"web{number:02}", f"127.0.0.{10 + number}", two[0].lb.port))
@@ -43,13 +43,16 @@ def webs(two: tuple[Balancer, Balancer], count: int) -> Iterator[list[SerfAgent]
         yield nodes
 
 
-def test_a_load_balancer_that_was_down_ends_as_one_that_was_up_all_along() -> None:
-    with pair(roles=TWO_ROLES) as (one, other), webs((one, other), 5) as (leaves, changes, by_tag, by_query, stays):
+def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() -> None:
+    with (
+        run_pair(roles=TWO_ROLES) as (one, other),
+        run_web_nodes((one, other), 5) as (leaves, changes, by_tag, by_query, stays),
+    ):
         assert one.text == other.text
         one.agent.kill()
         leaves.leave()
-        changes.tag(role="api")
-        by_tag.tag(lbagent="paused")
+        changes.set_tags(role="api")
+        by_tag.set_tags(lbagent="paused")
         assert other.rows("pause", by_query.name)[0] == 1  # lb01 cannot confirm
         wait_until(lambda: len(other.lb.managed) == 4 and "role=api" in other.lb.managed[0] and other.lb.idle)
 
@@ -67,11 +70,11 @@ def test_a_load_balancer_that_was_down_ends_as_one_that_was_up_all_along() -> No
             "# lbagent paused web04 127.0.0.14 role=web",
             one.lb.server(stays.name, "127.0.0.15"),
         ]
-        assert one.haproxy.serving() == {"web02", "web05"}
+        assert one.haproxy.find_serving() == {"web02", "web05"}
 
 
-def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
-    """120 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of real nodes and of others."""
+def make_events(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
+    """Return 120 events: joins, leaves, failures, updates, pauses and resumes on two clocks, of known and unknown nodes."""
     nodes = [(f"web{number:02}", f"127.0.0.{10 + number}") for number in range(1, 13)]
     found: list[tuple[str, bytes, dict[str, str]]] = []
     for ltime in range(1, 121):
@@ -89,8 +92,8 @@ def storm(dice: random.Random) -> list[tuple[str, bytes, dict[str, str]]]:
     return found
 
 
-def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
-    """Handle the events in an order of its own, some in batches, some twice, with runs killed half-way."""
+def handle_shuffled(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], dice: random.Random) -> None:
+    """Handle the events in random order, some in batches, some twice, some with killed runs."""
     events = [*events, *dice.sample(events, 30)]
     dice.shuffle(events)
     while events:
@@ -100,7 +103,7 @@ def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], di
             if dice.random() < 0.1:
                 handler.kill()
                 handler.communicate()
-                # Serf would not say it again; a replay does.
+                # Serf would not send it again; a replay does.
                 events.append(batch[started.index(handler)])
             else:
                 handler.communicate()
@@ -108,11 +111,11 @@ def hear(balancer: Balancer, events: list[tuple[str, bytes, dict[str, str]]], di
 
 @pytest.mark.timeout(900)  # 300 runs of `lbagent handle`, one after another: minutes on a busy machine
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LBAGENT_STORMS", "1"))))
-def test_load_balancers_that_hear_the_same_in_another_order_end_with_the_same_lines(seed: int) -> None:
-    with pair(roles=TWO_ROLES) as two, webs(two, 6):
-        events = storm(random.Random(seed))
+def test_the_same_events_in_any_order_end_with_the_same_lines(seed: int) -> None:
+    with run_pair(roles=TWO_ROLES) as two, run_web_nodes(two, 6):
+        events = make_events(random.Random(seed))
         for number, balancer in enumerate(two):
-            hear(balancer, events, random.Random(seed * 10 + number))
+            handle_shuffled(balancer, events, random.Random(seed * 10 + number))
 
         statuses = [balancer.run("sync", "--force").returncode for balancer in two]
 
@@ -132,8 +135,8 @@ def test_replayed_user_events_change_nothing() -> None:
         with SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env, more=more) as agent:
             wait_until(lambda: len(lb.managed) == 1 and lb.idle)
             for number in range(29):
-                web.event(("pause", "resume")[number % 2], f"web01 reason={number}")
-            wait_until(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 29)
+                web.send_event(("pause", "resume")[number % 2], f"web01 reason={number}")
+            wait_until(lambda: lb.is_settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 29)
             before, reloads, history = lb.members(), haproxy.reloads(), lb.history()
             heard = agent.log.count("Received event: user-event")
             agent.kill()
@@ -142,65 +145,68 @@ def test_replayed_user_events_change_nothing() -> None:
 
             wait_until(lambda: agent.log.count("Received event: user-event") == heard + 29)
             wait_until(lambda: agent.log.count("Received event: member-join") > 1)
-            wait_until(lambda: lb.settled(OUT))
+            wait_until(lambda: lb.is_settled(OUT))
             assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
 
 
 @contextlib.contextmanager
-def small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
-    """A load balancer without a running HAProxy, its agent, and a node that it has."""
+def run_small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
+    """Run a load balancer without HAProxy, its agent, and a node that has joined."""
     with (
         LoadBalancer() as lb,
         SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
         yield lb, agent, web
 
 
-def test_a_cluster_started_anew_is_obeyed() -> None:
-    with small_cluster() as (lb, agent, web):
+def test_events_of_a_new_cluster_are_applied() -> None:
+    with run_small_cluster() as (lb, agent, web):
         for number in range(5):
-            web.event("pause", f"web01 reason={number}")
-        wait_until(lambda: lb.settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 5)
+            web.send_event("pause", f"web01 reason={number}")
+        wait_until(lambda: lb.is_settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 5)
         for one in (agent, web):
             one.kill()
         for one in (agent, web):
             one.start()
         web.join(agent)
 
-        web.event("resume", "web01")
+        web.send_event("resume", "web01")
 
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
         assert lb.members()["web01"]["last_commands"]["user"].ltime < 5
 
 
 def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
-    with small_cluster() as (lb, agent, web):
+    with run_small_cluster() as (lb, agent, web):
         for number in range(3):
-            agent.query("lbagent-status", str(number))  # the clock of queries is ahead
-        web.query("pause", "web01", at=agent)
-        wait_until(lambda: lb.settled(OUT))
+            agent.send_query("lbagent-status", str(number))  # the clock of queries is ahead
+        web.send_query("pause", "web01", at=agent)
+        wait_until(lambda: lb.is_settled(OUT))
 
-        web.event("resume", "web01")
+        web.send_event("resume", "web01")
 
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
 
 
-def test_a_pause_and_a_resume_of_one_moment_end_paused() -> None:
+def test_a_pause_and_a_resume_at_the_same_ltime_end_paused() -> None:
     for first, second in (("pause", "resume"), ("resume", "pause")):
         with LoadBalancer() as lb:
             lb.join(member_line("web01", "127.0.0.11"))
 
-            statuses = [lb.say(first, "web01 by=web02", 7).returncode, lb.say(second, "web01 by=web03", 7).returncode]
+            statuses = [
+                lb.send_command(first, "web01 by=web02", 7).returncode,
+                lb.send_command(second, "web01 by=web03", 7).returncode,
+            ]
 
             assert (statuses, lb.managed) == ([0, 0], [OUT])
 
 
 @pytest.mark.parametrize("peer", [False, True])
 def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: FBT001
-    with pair() as (one, other), webs((one, other), 3):
+    with run_pair() as (one, other), run_web_nodes((one, other), 3):
         before, members = one.text, one.lb.members()
         one.agent.kill()
         other.agent.kill()
@@ -217,11 +223,11 @@ def test_a_sync_that_sees_no_node_removes_nothing(peer: bool) -> None:  # noqa: 
         words = "serf members: no node has a role of roles.yml; nothing is removed, try again"
         silent = "lbagent: lb03 did not report its pauses\n" if peer else ""
         assert done.stderr.decode() == f"{silent}lbagent: {words}\n"
-        assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
+        assert (one.text, one.lb.members(), one.lb.list_staged()) == (before, members, [])
 
 
-def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> None:
-    with pair(roles=TWO_ROLES) as two, webs(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
+def test_the_removal_of_a_whole_role_is_blocked_and_a_pause_still_works() -> None:
+    with run_pair(roles=TWO_ROLES) as two, run_web_nodes(two, 3), SerfAgent("api01", "127.0.0.31", "api") as api:
         join_both(two, api)
         for balancer in two:
             wait_until(lambda haproxy=balancer.haproxy: haproxy.servers()["web01"] == "UP")  # type: ignore[misc]
@@ -237,20 +243,20 @@ def test_a_role_deleted_by_mistake_is_held_back_and_a_pause_still_works() -> Non
 
         held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web01, web02, web03"
         assert (synced.returncode, unchanged) == (3, before)
-        # Serf may lose a query on a busy machine: then a line about the other load balancer comes first.
+        # Serf may lose a query on a busy machine: then a line about the other load balancer is first.
         last = synced.stderr.decode().splitlines()[-1]
         assert last == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals"
         assert pausing == (0, {"lb01": "done", "lb02": "done"})
         for balancer in two:
-            assert balancer.haproxy.serving() == {"api01", "web01", "web03"}
+            assert balancer.haproxy.find_serving() == {"api01", "web01", "web03"}
 
 
 def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
-    with pair() as (one, other), webs((one, other), 2) as (_, leaving):
+    with run_pair() as (one, other), run_web_nodes((one, other), 2) as (_, leaving):
         one.agent.kill()
         leaving.leave()
         wait_until(lambda: other.agent.members()["web02"] == "left")
-        one.agent.handler = ""  # else a member-leave of its own may come first
+        one.agent.handler = ""  # else the agent's own member-leave may be first
         one.agent.start()
         one.agent.join(other.agent)
         wait_until(lambda: one.agent.members().get("web01") == "alive")
@@ -260,11 +266,11 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing() -> None:
 
         changed = [line for line in done.stdout.decode().splitlines() if line.startswith(("+ ", "- "))]
         assert (done.returncode, changed) == (0, [f"-    {one.lb.server('web02', '127.0.0.12')}"])
-        assert (one.text, one.lb.members(), one.lb.staged()) == (before, members, [])
+        assert (one.text, one.lb.members(), one.lb.list_staged()) == (before, members, [])
 
 
-def test_who_does_not_tell_of_its_pauses_is_named() -> None:
-    with pair() as (one, other), webs((one, other), 1):
+def test_a_load_balancer_that_does_not_answer_with_its_pauses_is_reported() -> None:
+    with run_pair() as (one, other), run_web_nodes((one, other), 1):
         other.agent.kill()
         wait_until(lambda: one.agent.members()["lb02"] == "failed", 40)
         with SerfAgent("lb03", "127.0.0.8", "lb") as mute:
@@ -273,5 +279,5 @@ def test_who_does_not_tell_of_its_pauses_is_named() -> None:
 
             done = one.run("sync")
 
-        said = "lbagent: lb03 did not report its pauses\n"
-        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", said)
+        output = "lbagent: lb03 did not report its pauses\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", output)

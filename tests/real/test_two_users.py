@@ -1,4 +1,4 @@
-"""The split: Serf's user may write the spool and nothing else; what he puts there bends nothing that root does."""
+"""Serf's user can write the spool and nothing else, and no file that it puts there misleads root's daemon."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.daemon import running_watch
-from tests.helpers.faults import insert_lines, only_line, spool_record
+from tests.helpers.daemon import run_watch
+from tests.helpers.faults import insert_lines, make_spool_record, read_only_line
 from tests.helpers.real_programs import LBAGENT, Haproxy, SerfAgent, member_line, wait_until
-from tests.helpers.two_users import HERE, SERF, Split, stopped
+from tests.helpers.two_users import HERE, SERF, TwoUserLoadBalancer, suspend
 
 pytestmark = [
     pytest.mark.real,
@@ -29,30 +29,30 @@ WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0
 
 
 @pytest.fixture
-def lb() -> Iterator[Split]:
-    with Split() as made, Haproxy(made):
+def lb() -> Iterator[TwoUserLoadBalancer]:
+    with TwoUserLoadBalancer() as made, Haproxy(made):
         yield made
 
 
-def one(lb: Split) -> str:
+def make_line(lb: TwoUserLoadBalancer) -> str:
     return lb.server("web01", "127.0.0.11")
 
 
-def bad(lb: Split) -> list[str]:
+def list_bad(lb: TwoUserLoadBalancer) -> list[str]:
     return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
 
 
-def said(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
+def read_result(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
     return done.returncode, done.stdout, done.stderr
 
 
 # --- what Serf's user can do --------------------------------------------------------------------------------------
 
 
-def test_serfs_user_writes_the_spool_and_nothing_else(lb: Split) -> None:
-    with running_watch(lb):
+def test_serfs_user_writes_the_spool_and_nothing_else(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         script = """
 import os, sys
 done = []
@@ -68,7 +68,7 @@ print(*done, sep=",")
         state = [str(lb.state / name) for name in sorted(os.listdir(lb.state)) if name != "spool"]
         others = [str(lb.cfg), str(lb.roles), str(lb.socket), str(lb.state / "x"), str(lb.etc / "x")]
 
-        may = lb.as_serf(script, *state, *others, "7777777").stdout.strip().split(",")
+        may = lb.run_as_serf(script, *state, *others, "7777777").stdout.strip().split(",")
 
     assert sorted(may) == sorted(
         [
@@ -78,7 +78,7 @@ print(*done, sep=",")
     )
 
 
-def test_serfs_user_cannot_replace_the_spool_or_bad(lb: Split) -> None:
+def test_serfs_user_cannot_replace_the_spool_or_bad(lb: TwoUserLoadBalancer) -> None:
     script = """
 import os
 for old, new in (("bad", "b"), ("../spool", "../s")):
@@ -88,20 +88,20 @@ for old, new in (("bad", "b"), ("../spool", "../s")):
     except OSError:
         pass
 """
-    assert lb.as_serf(script).stdout == ""
+    assert lb.run_as_serf(script).stdout == ""
 
 
 @pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
-def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is_not_shut_out(lb: Split) -> None:
+def test_a_collector_can_read_the_metrics_and_serfs_user_keeps_its_access(lb: TwoUserLoadBalancer) -> None:
     page = (HERE / "docs/reference/metrics.md").read_text(encoding="utf-8")
     [line] = re.findall(r"^# echo '(.*)' > /etc/tmpfiles.d/", page, re.MULTILINE)
     collector = str(SERF + 9)
     lines = line.replace("/var/lib/lbagent", str(lb.state)).replace("prometheus", collector)
     (lb.folder / "metrics.conf").write_text(f"{lines}\n")
-    with running_watch(lb):
+    with run_watch(lb):
         subprocess.run(["systemd-tmpfiles", "--create", str(lb.folder / "metrics.conf")], check=True)
-        assert said(lb.join(WEB01)) == (0, b"", b"")
-        wait_until(lambda: lb.settled(one(lb)))
+        assert read_result(lb.join(WEB01)) == (0, b"", b"")
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     readable = ["setpriv", f"--reuid={collector}", f"--regid={collector}", "--clear-groups", "sh", "-c"]
     script = 'cd "$1" && for name in *; do head -c1 "$name" > /dev/null 2>&1 && echo "$name"; done'
@@ -109,10 +109,10 @@ def test_who_collects_the_metrics_is_let_in_as_the_page_has_it_and_serfs_user_is
     assert done.stdout == "metrics.prom\n"
 
 
-def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:
-    with running_watch(lb):
+def test_serfs_user_cannot_hold_a_lock_of_root(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         modes = {name: stat.S_IMODE((lb.state / name).stat().st_mode) for name in ("lock", "watch.lock")}
 
@@ -122,28 +122,28 @@ def test_serfs_user_cannot_keep_anybody_waiting_for_a_lock(lb: Split) -> None:
 # --- handle and watch ---------------------------------------------------------------------------------------------
 
 
-def test_events_of_serfs_user_are_done_by_watch(lb: Split) -> None:
-    with running_watch(lb):
-        assert said(lb.join(WEB01, WEB02)) == (0, b"", b"")
+def test_events_of_serfs_user_are_applied_by_watch(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
+        assert read_result(lb.join(WEB01, WEB02)) == (0, b"", b"")
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
-        assert said(lb.leave(WEB02)) == (0, b"", b"")
-        wait_until(lambda: lb.settled(one(lb)))
+        assert read_result(lb.leave(WEB02)) == (0, b"", b"")
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["member-join web01 and 1 more", "member-leave web02"]
 
 
-def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
-    with running_watch(lb):
+def test_a_query_of_serfs_user_is_answered_with_its_result(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         answers = [
-            said(lb.ask("pause", "web01 reason=patches", 5)),
-            said(lb.ask("pause", "web01 reason=patches", 6)),
-            said(lb.ask("resume", "web01", 7)),
-            said(lb.ask("pause", "nobody", 8)),
-            said(lb.ask("resume", "no-body", 9)),
-            said(lb.ask("lbagent-forget", "web01", 10)),
+            read_result(lb.send_query("pause", "web01 reason=patches", 5)),
+            read_result(lb.send_query("pause", "web01 reason=patches", 6)),
+            read_result(lb.send_query("resume", "web01", 7)),
+            read_result(lb.send_query("pause", "nobody", 8)),
+            read_result(lb.send_query("resume", "no-body", 9)),
+            read_result(lb.send_query("lbagent-forget", "web01", 10)),
         ]
 
         assert answers == [
@@ -153,18 +153,18 @@ def test_a_query_of_serfs_user_hears_what_became_of_it(lb: Split) -> None:
                 *(b"unknown node, remembered\n", b"unknown node\n", b"refused: web01 is alive\n"),
             )
         ]
-        assert lb.managed == [one(lb)]
+        assert lb.managed == [make_line(lb)]
 
 
-def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
-    with running_watch(lb):
+def test_a_query_of_serfs_user_is_answered_with_the_reason_of_a_refusal(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         lb.text = lb.text.replace(b"balance roundrobin", b"balanse roundrobin")
         wait_until(lambda: lb.idle)
 
-        done = lb.ask("resume", "web01", 5)
-        paused = lb.ask("pause", "web01", 6)
+        done = lb.send_query("resume", "web01", 5)
+        paused = lb.send_query("pause", "web01", 6)
 
         assert (done.returncode, done.stderr) == (0, b"")
         assert paused.stdout.startswith(
@@ -172,23 +172,23 @@ def test_a_query_of_serfs_user_hears_why_it_was_refused(lb: Split) -> None:
         )
 
 
-def test_a_query_of_serfs_user_hears_that_roles_yml_is_refused(lb: Split) -> None:
-    with running_watch(lb):
+def test_a_query_of_serfs_user_is_answered_that_roles_yml_is_refused(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.roles.write_text("roles: 7\n")
 
-        done = lb.ask("pause", "web01", 5)
+        done = lb.send_query("pause", "web01", 5)
 
         assert done.stdout.startswith(b"not applied yet: ")
         assert b"roles.yml:1:8: roles: " in done.stdout
 
 
-def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
-    with running_watch(lb):
+def test_a_status_query_of_serfs_user_is_answered(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
-        words = lb.ask("lbagent-status", "", 5).stdout.decode().split()
-        pauses = lb.ask("lbagent-status", "pauses", 6)
+        words = lb.send_query("lbagent-status", "", 5).stdout.decode().split()
+        pauses = lb.send_query("lbagent-status", "pauses", 6)
 
     assert words[:3] == ["lb01", "members=1", "paused=0"]
     assert "problem=" not in " ".join(words)
@@ -196,27 +196,27 @@ def test_the_status_is_told_to_serfs_user(lb: Split) -> None:
     assert not pauses.stdout.startswith(b"refused")
 
 
-def test_what_an_operator_types_is_done_beside_it(lb: Split) -> None:
-    with running_watch(lb):
+def test_commands_of_an_operator_are_applied_too(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         done = lb.run("pause", "web01")
 
         assert done.stdout.splitlines()[0].split(None, 1)[1] == LAST.strip()
-        wait_until(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
+        wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.0.11 role=web"))
 
 
-def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
+def test_with_a_real_agent_a_query_is_answered_done(lb: TwoUserLoadBalancer) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb", handler=f"{lb.handler} handle", env=lb.env) as agent,
-        running_watch(lb, SERF_RPC_ADDR=agent.rpc),
+        run_watch(lb, SERF_RPC_ADDR=agent.rpc),
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
-        answers = [agent.query("pause", "web01"), agent.query("resume", "web01")]
+        answers = [agent.send_query("pause", "web01"), agent.send_query("resume", "web01")]
 
     assert answers == [{"lb01": LAST.decode().strip()}, {"lb01": "done"}]
 
@@ -224,56 +224,56 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: Split) -> None:
 # --- without watch ------------------------------------------------------------------------------------------------
 
 
-def waits(lb: Split, watch: str) -> str:
+def format_warning(lb: TwoUserLoadBalancer, watch: str) -> str:
     return f"event stored but not applied: this user cannot write {lb.state}/lock and `lbagent watch` {watch}"
 
 
-def test_without_watch_an_event_is_stored_and_that_is_said(lb: Split) -> None:
-    with running_watch(lb):
-        pass  # has been here
+def test_without_watch_an_event_is_stored_and_reported_as_not_applied(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
+        pass  # the state directory has been used
     done = lb.join(WEB01)
 
-    assert (done.returncode, only_line(done)) == (75, waits(lb, "is not running; start it"))
-    assert (lb.spooled(), lb.managed) == (["1"], [])
-    with running_watch(lb):
-        wait_until(lambda: lb.settled(one(lb)))
+    assert (done.returncode, read_only_line(done)) == (75, format_warning(lb, "is not running; start it"))
+    assert (lb.list_spool(), lb.managed) == (["1"], [])
+    with run_watch(lb):
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
-def test_without_watch_a_query_is_answered_queued_at_once(lb: Split) -> None:
-    assert said(lb.ask("pause", "web01", 5)) == (0, b"queued\n", b"")
-    assert lb.spooled() == ["1"]
+def test_without_watch_a_query_is_answered_queued_at_once(lb: TwoUserLoadBalancer) -> None:
+    assert read_result(lb.send_query("pause", "web01", 5)) == (0, b"queued\n", b"")
+    assert lb.list_spool() == ["1"]
 
 
-def test_a_watch_that_hangs_is_said_after_five_seconds(lb: Split) -> None:
-    with running_watch(lb) as process:
+def test_a_watch_that_hangs_is_reported_after_five_seconds(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb) as process:
         wait_until(lambda: lb.idle)
-        with stopped(process):
-            assert said(lb.join(WEB01)) == (0, b"", b"")
-            assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
+        with suspend(process):
+            assert read_result(lb.join(WEB01)) == (0, b"", b"")
+            assert lb.run_as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
             done = lb.join(WEB02)
 
-            assert (done.returncode, only_line(done)) == (75, waits(lb, "hangs; restart it"))
+            assert (done.returncode, read_only_line(done)) == (75, format_warning(lb, "hangs; restart it"))
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
 
 
-def test_a_run_that_takes_long_is_no_watch_that_hangs(lb: Split) -> None:
-    with running_watch(lb):
+def test_a_long_run_is_not_reported_as_a_watch_that_hangs(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
         wait_until(lambda: lb.checks == 1)
         lb.join(WEB02)
-        assert lb.as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
+        assert lb.run_as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
-        assert said(lb.leave(WEB02)) == (0, b"", b"")
+        assert read_result(lb.leave(WEB02)) == (0, b"", b"")
 
         gate.touch()
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
-def test_what_serfs_user_types_is_refused(lb: Split) -> None:
-    with running_watch(lb):
-        pass  # has been here
+def test_commands_of_serfs_user_are_refused(lb: TwoUserLoadBalancer) -> None:
+    with run_watch(lb):
+        pass  # the state directory has been used
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
@@ -288,10 +288,10 @@ engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
 print(run_commands([(raw, parse_command(raw, "web01"))], engine, Log(), 0)[0])
 """
 
-    done = lb.as_serf(script)
+    done = lb.run_as_serf(script)
 
     assert done.stdout == f"refused: this user cannot write {lb.state}/lock; run it as root\n"
-    assert lb.spooled() == []
+    assert lb.list_spool() == []
 
 
 # --- hostile records ----------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def put(name, content):
         file.write(content)
 typed = record("typed", b"web01", "pause")
 """
-"""What an attack starts with; `victim` is root's folder, with root's files in it, `own` one of his own."""
+"""The beginning of each attack; `victim` is a folder of root with files of root, `own` a folder of Serf's user."""
 
 ATTACKS = {
     "fifo": "os.mkfifo('1')",
@@ -329,8 +329,8 @@ ATTACKS = {
 
 
 @pytest.fixture
-def victim(lb: Split) -> Path:
-    """A folder of root's, more in it than `bad` keeps."""
+def victim(lb: TwoUserLoadBalancer) -> Path:
+    """A folder of root with more files than `bad` keeps."""
     path = lb.folder / "victim"
     path.mkdir()
     for number in range(150):
@@ -338,51 +338,53 @@ def victim(lb: Split) -> Path:
     return path
 
 
-def untouched(victim: Path) -> bool:
+def is_unchanged(victim: Path) -> bool:
     found = {path.name: (path.read_text(), path.lstat().st_nlink, path.lstat().st_uid) for path in victim.iterdir()}
     return found == {str(number): ("root's\n", 1, 0) for number in range(150)}
 
 
-def attacked(lb: Split, attack: str, victim: Path) -> None:
+def run_attack(lb: TwoUserLoadBalancer, attack: str, victim: Path) -> None:
     own = lb.folder / "own"
     own.mkdir(exist_ok=True)
     os.chown(own, SERF, SERF)
-    done = lb.as_serf(f"{HOSTILE}\n{attack}", str(victim), str(own))
+    done = lb.run_as_serf(f"{HOSTILE}\n{attack}", str(victim), str(own))
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_is_no_event_is_set_aside_and_nothing_else_happens(lb: Split, victim: Path) -> None:
+def test_a_spool_file_that_is_not_an_event_is_set_aside_and_changes_nothing(
+    lb: TwoUserLoadBalancer, victim: Path
+) -> None:
     operator = lb.text
-    with running_watch(lb) as process:
+    with run_watch(lb) as process:
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         aside = {}
         for name, attack in ATTACKS.items():
-            before = len(bad(lb))
-            attacked(lb, attack, victim)
+            before = len(list_bad(lb))
+            run_attack(lb, attack, victim)
             wait_until(lambda: lb.idle)
-            aside[name] = len(bad(lb)) - before
+            aside[name] = len(list_bad(lb)) - before
 
         assert aside == dict.fromkeys(ATTACKS, 1)
         assert lb.join(WEB02).returncode == 0
         wait_until(lambda: len(lb.managed) == 2 and lb.idle)
         assert process.poll() is None
-    assert lb.text == insert_lines(operator, [one(lb), lb.server("web02", "127.0.0.12")])
-    assert untouched(victim)
+    assert lb.text == insert_lines(operator, [make_line(lb), lb.server("web02", "127.0.0.12")])
+    assert is_unchanged(victim)
     assert victim.stat().st_mode & 0o777 == 0o755
 
 
-def test_links_to_roots_files_are_taken_away_and_the_files_stay(lb: Split, victim: Path) -> None:
-    # As Serf's user makes them where fs.protected_hardlinks is 0.
-    (victim / "0").write_bytes(spool_record("evil", "typed", b"web01", "pause"))
+def test_links_to_files_of_root_are_removed_and_the_files_stay(lb: TwoUserLoadBalancer, victim: Path) -> None:
+    # Serf's user can create them where fs.protected_hardlinks is 0.
+    (victim / "0").write_bytes(make_spool_record("evil", "typed", b"web01", "pause"))
     os.link(victim / "0", lb.state / "spool/1")
     os.link(victim / "1", lb.state / "spool/2")
 
-    with running_watch(lb):
-        wait_until(lambda: bad(lb) == ["1", "2"])
+    with run_watch(lb):
+        wait_until(lambda: list_bad(lb) == ["1", "2"])
 
-    assert (victim / "0").read_bytes() == spool_record("evil", "typed", b"web01", "pause")
+    assert (victim / "0").read_bytes() == make_spool_record("evil", "typed", b"web01", "pause")
     assert (victim / "1").read_text() == "root's\n"
     assert lb.managed == []
 
@@ -398,34 +400,36 @@ def test_links_to_roots_files_are_taken_away_and_the_files_stay(lb: Split, victi
     ],
     ids=["link", "dangling-link", "folder-of-his", "folder-of-links", "fifo"],
 )
-def test_bad_that_serfs_user_made_leads_nowhere(lb: Split, victim: Path, attack: str) -> None:
-    # Before tmpfiles.d has made it, say.
+def test_a_folder_bad_created_by_serfs_user_leads_to_no_other_folder(
+    lb: TwoUserLoadBalancer, victim: Path, attack: str
+) -> None:
+    # For example before tmpfiles.d has created it.
     (lb.state / "spool/bad").rmdir()
 
-    attacked(lb, f"{attack}\nput('1', typed)", victim)
-    with running_watch(lb):
-        wait_until(lambda: lb.spooled() == [])
+    run_attack(lb, f"{attack}\nput('1', typed)", victim)
+    with run_watch(lb):
+        wait_until(lambda: lb.list_spool() == [])
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     found = (lb.state / "spool/bad").lstat()
     assert (stat.S_ISDIR(found.st_mode), found.st_uid, found.st_mode & 0o022) == (True, 0, 0)
-    assert bad(lb) in (["1", "bad"], ["bad", "1"])
-    assert untouched(victim)
+    assert list_bad(lb) in (["1", "bad"], ["bad", "1"])
+    assert is_unchanged(victim)
 
 
-def test_a_spool_that_is_a_link_is_not_followed(lb: Split, victim: Path) -> None:
+def test_a_spool_that_is_a_link_is_not_followed(lb: TwoUserLoadBalancer, victim: Path) -> None:
     shutil.rmtree(lb.state / "spool")
     (lb.state / "spool").symlink_to(victim)
     os.chown(lb.state / "spool", SERF, SERF, follow_symlinks=False)
 
     done = lb.run("apply")
 
-    assert (done.returncode, only_line(done)) == (1, f"{lb.state}/spool: Not a directory")
-    assert untouched(victim)
+    assert (done.returncode, read_only_line(done)) == (1, f"{lb.state}/spool: Not a directory")
+    assert is_unchanged(victim)
 
 
-def test_thousands_are_set_aside_and_the_newest_hundred_kept(lb: Split, victim: Path) -> None:
+def test_of_thousands_of_bad_files_the_newest_hundred_are_kept(lb: TwoUserLoadBalancer, victim: Path) -> None:
     attack = """
 for number in range(1, 3001):
     if number % 20 == 0:
@@ -436,22 +440,22 @@ for number in range(1, 3001):
     else:
         os.symlink(victim, str(number))
 """
-    attacked(lb, attack, victim)
+    run_attack(lb, attack, victim)
 
-    # Its thousands of lines are more than a pipe holds that nobody reads.
+    # Thousands of lines do not fit into a pipe without a reader.
     with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as watch:
         try:
-            wait_until(lambda: len(lb.spooled()) == 0, 90)
+            wait_until(lambda: len(lb.list_spool()) == 0, 90)
             assert lb.join(WEB01).returncode == 0
-            wait_until(lambda: lb.settled(one(lb)))
+            wait_until(lambda: lb.is_settled(make_line(lb)))
         finally:
             watch.terminate()
 
-    assert len(bad(lb)) == 100
-    assert untouched(victim)
+    assert len(list_bad(lb)) == 100
+    assert is_unchanged(victim)
 
 
-def test_a_folder_without_a_bottom_is_set_aside_and_in_time_removed(lb: Split, victim: Path) -> None:
+def test_a_very_deep_folder_is_set_aside_and_later_removed(lb: TwoUserLoadBalancer, victim: Path) -> None:
     attack = """
 os.mkdir("1")
 here = os.open("1", os.O_RDONLY)
@@ -463,17 +467,17 @@ os.symlink(victim, "victim", dir_fd=here)
 for number in range(2, 110):
     put(str(number), typed)
 """
-    attacked(lb, attack, victim)
+    run_attack(lb, attack, victim)
 
-    with running_watch(lb):
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)), 90)
+        wait_until(lambda: lb.is_settled(make_line(lb)), 90)
 
-    assert bad(lb) == [str(number) for number in range(10, 110)]
-    assert untouched(victim)
+    assert list_bad(lb) == [str(number) for number in range(10, 110)]
+    assert is_unchanged(victim)
 
 
-def test_what_changes_while_it_is_read_bends_nothing(lb: Split, victim: Path) -> None:
+def test_files_that_change_while_they_are_read_do_no_harm(lb: TwoUserLoadBalancer, victim: Path) -> None:
     attack = """
 import itertools, time
 until = time.monotonic() + 4
@@ -497,25 +501,25 @@ for turn in itertools.count():
     except OSError:
         pass
 """
-    with running_watch(lb) as process:
+    with run_watch(lb) as process:
         lb.join(WEB01)
-        attacker = threading.Thread(target=attacked, args=(lb, attack, victim))
+        attacker = threading.Thread(target=run_attack, args=(lb, attack, victim))
         attacker.start()
         attacker.join()
         assert lb.leave(WEB02).returncode in (0, 75)
 
-        wait_until(lambda: lb.settled(one(lb)), 60)
+        wait_until(lambda: lb.is_settled(make_line(lb)), 60)
         assert process.poll() is None
-    assert untouched(victim)
+    assert is_unchanged(victim)
 
 
 @pytest.mark.parametrize("at", ["999999999999999", "0", "253402300800000"])
-def test_a_forged_time_breaks_nothing(lb: Split, victim: Path, at: str) -> None:
-    with running_watch(lb):
+def test_a_forged_time_does_no_harm(lb: TwoUserLoadBalancer, victim: Path, at: str) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
-        attacked(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
-        wait_until(lambda: lb.spooled() == [])
+        wait_until(lambda: lb.is_settled(make_line(lb)))
+        run_attack(lb, f"put('7', record('user', b'web01 for=2h', 'pause', '3', at={at!r}))", victim)
+        wait_until(lambda: lb.list_spool() == [])
         wait_until(lambda: lb.idle)
 
         seen = [lb.run(*words) for words in (("status",), ("status", "--json"), ("plan",), ("apply",))]

@@ -1,4 +1,4 @@
-"""watch: the daemon, with real HAProxy, and real Serf where it matters."""
+"""The daemon applies events, edits and expired pauses with real HAProxy and Serf, and obeys signals and systemd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.haproxy.config import Document
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.pair import HANDLER
 from tests.helpers.real_programs import PATIENCE, RELOADING, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
@@ -30,13 +30,13 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def one(lb: LoadBalancer) -> str:
-    """The line of web01."""
+def make_line(lb: LoadBalancer) -> str:
+    """Return the line of web01."""
     return lb.server("web01", "127.0.0.11")
 
 
-def test_handle_only_stores_and_the_daemon_does_the_rest(lb: LoadBalancer) -> None:
-    with running_watch(lb):
+def test_handle_only_stores_an_event_and_the_daemon_applies_it(lb: LoadBalancer) -> None:
+    with run_watch(lb):
         gate = lb.hold_checks()
 
         done = lb.join(WEB01)
@@ -44,12 +44,12 @@ def test_handle_only_stores_and_the_daemon_does_the_rest(lb: LoadBalancer) -> No
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         wait_until(lambda: lb.checks == 1)  # not by handle, which has ended
         gate.touch()
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
     assert [entry["why"] for entry in lb.history()] == ["member-join web01"]
 
 
-def test_many_events_are_few_runs(lb: LoadBalancer) -> None:
-    with running_watch(lb):
+def test_many_events_take_few_runs(lb: LoadBalancer) -> None:
+    with run_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
         wait_until(lambda: lb.checks == 1)
@@ -63,27 +63,27 @@ def test_many_events_are_few_runs(lb: LoadBalancer) -> None:
     assert [entry["why"].count("member-join") for entry in lb.history()] == [1, 20]
 
 
-def test_what_serf_knows_is_taken_up_at_the_start(lb: LoadBalancer) -> None:
+def test_members_of_serf_are_applied_at_the_start(lb: LoadBalancer) -> None:
     with SerfAgent("lb01", "127.0.0.9", "lb") as agent, SerfAgent("web01", "127.0.0.11", "web") as web:
         web.join(agent)
         wait_until(lambda: "web01" in agent.members())
 
-        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
-            wait_until(lambda: lb.settled(one(lb)))
+        with run_watch(lb, SERF_RPC_ADDR=agent.rpc):
+            wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert [entry["why"] for entry in lb.history()] == ["sync: member-join web01"]
 
 
-def test_with_a_real_agent_a_node_comes_and_goes(lb: LoadBalancer) -> None:
+def test_a_node_of_a_real_agent_joins_and_leaves(lb: LoadBalancer) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env) as agent,
-        running_watch(lb, SERF_RPC_ADDR=agent.rpc),
+        run_watch(lb, SERF_RPC_ADDR=agent.rpc),
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
         web.leave()
-        wait_until(lb.settled)
+        wait_until(lb.is_settled)
 
 
 def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: LoadBalancer) -> None:
@@ -94,13 +94,13 @@ def test_events_do_not_wait_for_another_load_balancer_to_answer(lb: LoadBalancer
     with SerfAgent("lb01", "127.0.0.9", "lb") as agent, SerfAgent("lb02", "127.0.0.10", "lb") as other:
         other.join(agent)
         wait_until(lambda: "lb02" in agent.members())
-        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
+        with run_watch(lb, SERF_RPC_ADDR=agent.rpc):
             wait_until(asked.exists)
 
             lb.join(WEB01)
 
-            wait_until(lambda: lb.settled(one(lb)))
-            assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it still waits
+            wait_until(lambda: lb.is_settled(make_line(lb)))
+            assert Path(f"/proc/{asked.read_text().split()[-1]}").exists()  # it is still waiting
 
 
 # --- edits --------------------------------------------------------------------------------------------------------
@@ -124,35 +124,35 @@ def edit_in_steps(path: Path, content: str) -> None:
             time.sleep(0.05)
 
 
-def edit_by_a_gap(path: Path, content: str) -> None:
+def edit_by_deletion(path: Path, content: str) -> None:
     path.unlink()
     time.sleep(0.05)
     path.write_text(content)
 
 
-@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
+@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_deletion])
 def test_an_edit_of_roles_yml_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
-    with running_watch(lb):
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         edit(lb.roles, lb.roles.read_text().replace("200ms", "300ms"))
 
-        wait_until(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.is_settled(make_line(lb).replace("200ms", "300ms")))
 
 
-@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_a_gap])
+@pytest.mark.parametrize("edit", [edit_in_place, edit_by_rename, edit_in_steps, edit_by_deletion])
 def test_an_edit_of_haproxy_cfg_is_applied(lb: LoadBalancer, edit: Callable[[Path, str], None]) -> None:
-    with running_watch(lb):
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         edit(lb.cfg, lb.cfg.read_text() + "\nbackend second\n    # additional-lb-iis-server\n")
 
-        wait_until(lambda: lb.settled(one(lb), one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb), make_line(lb)))
 
 
-def test_a_link_that_flips_is_an_edit(lb: LoadBalancer) -> None:
+def test_a_changed_link_is_an_edit(lb: LoadBalancer) -> None:
     # As Kubernetes mounts a ConfigMap: roles.yml -> ..data/roles.yml, ..data -> ..1
     for number, interval in (("..1", "200ms"), ("..2", "300ms")):
         (lb.etc / number).mkdir()
@@ -160,43 +160,43 @@ def test_a_link_that_flips_is_an_edit(lb: LoadBalancer) -> None:
     (lb.etc / "..data").symlink_to("..1")
     lb.roles.unlink()
     lb.roles.symlink_to("..data/roles.yml")
-    with running_watch(lb):
+    with run_watch(lb):
         lb.join(WEB01)
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
         (lb.etc / "..next").symlink_to("..2")
         (lb.etc / "..next").rename(lb.etc / "..data")
 
-        wait_until(lambda: lb.settled(one(lb).replace("200ms", "300ms")))
+        wait_until(lambda: lb.is_settled(make_line(lb).replace("200ms", "300ms")))
 
 
-def test_a_folder_that_is_not_there_yet_is_waited_for(lb: LoadBalancer) -> None:
+def test_the_daemon_waits_for_a_missing_folder(lb: LoadBalancer) -> None:
     away = lb.folder / "away"
     shutil.move(lb.etc, away)
-    with running_watch(lb):
+    with run_watch(lb):
         shutil.move(away, lb.etc)
 
         lb.join(WEB01)
 
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_runs_out_by_itself(lb: LoadBalancer) -> None:
-    with running_watch(lb):
+def test_an_expired_pause_ends_by_itself(lb: LoadBalancer) -> None:
+    with run_watch(lb):
         lb.join(WEB01)
-        lb.say("pause", "web01 for=3s", 1)
-        wait_until(lambda: lb.settled("# lbagent paused web01 127.0.0.11 role=web"))
+        lb.send_command("pause", "web01 for=3s", 1)
+        wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.0.11 role=web"))
 
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
     assert lb.members()["web01"]["pause"] is None
 
 
-def test_what_failed_is_tried_again(lb: LoadBalancer) -> None:
-    with running_watch(lb) as process:
+def test_a_failed_run_is_tried_again(lb: LoadBalancer) -> None:
+    with run_watch(lb) as process:
         haproxy = lb.bin / "haproxy"
         haproxy.unlink()
         haproxy.write_text("#!/nowhere/sh\n")
@@ -205,16 +205,16 @@ def test_what_failed_is_tried_again(lb: LoadBalancer) -> None:
         time.sleep(0.5)
         assert (process.poll(), lb.managed) == (None, [])
 
-        lb.use(lb.binary)
+        lb.use_haproxy(lb.binary)
 
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
-def test_told_to_end_it_finishes_the_change_under_way(lb: LoadBalancer) -> None:
-    with running_watch(lb) as process:
+def test_sigterm_lets_the_current_change_finish(lb: LoadBalancer) -> None:
+    with run_watch(lb) as process:
         gate = lb.hold_checks()
         lb.join(WEB01)
         wait_until(lambda: lb.checks == 1)
@@ -225,11 +225,11 @@ def test_told_to_end_it_finishes_the_change_under_way(lb: LoadBalancer) -> None:
         gate.touch()
 
         assert (under_way, process.wait(PATIENCE)) == (None, 0)
-        assert (lb.managed, lb.staged(), lb.history()[-1]["outcome"]) == ([one(lb)], [], "applied")
+        assert (lb.managed, lb.list_staged(), lb.history()[-1]["outcome"]) == ([make_line(lb)], [], "applied")
 
 
-def test_while_it_hangs_handle_goes_on_alone(lb: LoadBalancer) -> None:
-    with running_watch(lb) as process:
+def test_handle_applies_events_while_the_daemon_hangs(lb: LoadBalancer) -> None:
+    with run_watch(lb) as process:
         process.send_signal(signal.SIGSTOP)
         lb.join(WEB01)
         at_once = lb.managed
@@ -238,16 +238,16 @@ def test_while_it_hangs_handle_goes_on_alone(lb: LoadBalancer) -> None:
         lb.join(WEB02)
 
         assert at_once == []
-        assert lb.managed == [one(lb), lb.server("web02", "127.0.0.12")]
+        assert lb.managed == [make_line(lb), lb.server("web02", "127.0.0.12")]
         process.send_signal(signal.SIGCONT)
         lb.leave(WEB01)
-        wait_until(lambda: lb.settled(lb.server("web02", "127.0.0.12")))
+        wait_until(lambda: lb.is_settled(lb.server("web02", "127.0.0.12")))
 
 
-def test_told_to_reload_it_looks_anew(lb: LoadBalancer) -> None:
+def test_sighup_makes_the_daemon_read_everything_again(lb: LoadBalancer) -> None:
     with (
         SerfAgent("lb01", "127.0.0.9", "lb") as agent,
-        running_watch(lb, SERF_RPC_ADDR=agent.rpc) as process,
+        run_watch(lb, SERF_RPC_ADDR=agent.rpc) as process,
         SerfAgent("web01", "127.0.0.11", "web") as web,
     ):
         web.join(agent)
@@ -255,41 +255,41 @@ def test_told_to_reload_it_looks_anew(lb: LoadBalancer) -> None:
 
         process.send_signal(signal.SIGHUP)
 
-        wait_until(lambda: lb.settled(one(lb)))
+        wait_until(lambda: lb.is_settled(make_line(lb)))
 
 
-def test_a_second_one_refuses_to_start(lb: LoadBalancer) -> None:
-    with running_watch(lb) as first:
+def test_a_second_daemon_refuses_to_start(lb: LoadBalancer) -> None:
+    with run_watch(lb) as first:
         second = lb.run("watch")
 
-        said = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
-        assert (second.returncode, second.stderr.decode()) == (6, said)
+        messages = f"lbagent: {lb.state}/watch.lock: another `lbagent watch` is running; stop one of the two\n"
+        assert (second.returncode, second.stderr.decode()) == (6, messages)
         assert first.poll() is None
 
 
 # --- systemd ------------------------------------------------------------------------------------------------------
 
 
-def test_systemd_is_told_how_it_is(lb: LoadBalancer) -> None:
+def test_systemd_receives_the_state_of_the_daemon(lb: LoadBalancer) -> None:
     path = str(lb.folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(path)
         ear.settimeout(PATIENCE)
-        said: list[str] = []
+        messages: list[str] = []
 
         def heard(word: str) -> bool:
             until = time.monotonic() + PATIENCE
-            while not any(word in one for one in said) and time.monotonic() < until:
-                said.append(ear.recv(4096).decode())
-            return any(word in one for one in said)
+            while not any(word in one for one in messages) and time.monotonic() < until:
+                messages.append(ear.recv(4096).decode())
+            return any(word in one for one in messages)
 
-        with running_watch(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
+        with run_watch(lb, NOTIFY_SOCKET=path, WATCHDOG_USEC="200000") as process:
             assert heard("READY=1\nSTATUS=unchanged: nothing to do")
-            said.clear()
+            messages.clear()
             assert heard("WATCHDOG=1")
             lb.join(WEB01)
             assert heard("STATUS=applied: 1 line added, 0 removed; applied to HAProxy (worker ")
-            said.clear()
+            messages.clear()
             process.send_signal(signal.SIGHUP)
             assert heard("RELOADING=1\nMONOTONIC_USEC=")
             assert heard("READY=1")
@@ -297,27 +297,27 @@ def test_systemd_is_told_how_it_is(lb: LoadBalancer) -> None:
             assert heard("STOPPING=1")
 
 
-def test_systemd_is_told_that_it_lives_while_haproxy_takes_its_time(lb: LoadBalancer) -> None:
+def test_systemd_receives_watchdog_messages_while_haproxy_is_slow(lb: LoadBalancer) -> None:
     path = str(lb.folder / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, running_watch(lb, NOTIFY_SOCKET=path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, run_watch(lb, NOTIFY_SOCKET=path):
         gate = lb.hold_checks()
         lb.join(WEB01)
         wait_until(lambda: lb.checks == 1)
         ear.bind(path)
         ear.settimeout(PATIENCE)
 
-        said = [ear.recv(4096).decode() for _ in range(3)]
+        messages = [ear.recv(4096).decode() for _ in range(3)]
 
         gate.touch()
-        assert said == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
+        assert messages == ["WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000"] * 3
 
 
-def test_a_watchdog_of_another_process_is_none_of_ours(lb: LoadBalancer) -> None:
+def test_a_watchdog_of_another_process_is_ignored(lb: LoadBalancer) -> None:
     path = f"\0lbagent-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(path)
         ear.settimeout(PATIENCE)
-        with running_watch(lb, NOTIFY_SOCKET=f"@{path[1:]}", WATCHDOG_USEC="1", WATCHDOG_PID="1"):
+        with run_watch(lb, NOTIFY_SOCKET=f"@{path[1:]}", WATCHDOG_USEC="1", WATCHDOG_PID="1"):
             while not ear.recv(4096).startswith(b"READY=1"):
                 pass
 
@@ -326,38 +326,38 @@ def test_a_watchdog_of_another_process_is_none_of_ours(lb: LoadBalancer) -> None
 
 
 @pytest.mark.every_haproxy
-def test_a_burst_is_one_reload_per_interval_and_all_is_applied() -> None:
+def test_a_burst_takes_one_reload_per_interval_and_is_applied_completely() -> None:
     roles = RELOADING.replace("  timeout: 15s\n", "  timeout: 15s\n  min_reload_interval: 2s\n")
-    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, run_watch(lb):
         lb.join(*(member_line(f"web{number:02}", f"127.0.1.{number}") for number in range(1, 21)))
         wait_until(lambda: len(lb.managed) == 20 and lb.idle)
         before, started = haproxy.reloads()[0], time.monotonic()
 
         for number in range(200):
             verb = ("pause", "resume")[number // 20 % 2]
-            assert lb.say(verb, f"web{number % 20 + 1:02}", number + 1).returncode == 0
+            assert lb.send_command(verb, f"web{number % 20 + 1:02}", number + 1).returncode == 0
         took = time.monotonic() - started
         wait_until(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
         wait_until(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
 
-        wait_until(lambda: (lb.served() or {})["digest"] == digest_of(lb))
+        wait_until(lambda: (lb.served() or {})["digest"] == compute_digest(lb))
         assert 1 <= haproxy.reloads()[0] - before <= took / 2 + 2
 
 
-def test_what_needs_no_reload_does_not_wait_for_one(lb: LoadBalancer) -> None:
-    with running_watch(lb):
+def test_a_change_without_a_reload_does_not_wait_for_one(lb: LoadBalancer) -> None:
+    with run_watch(lb):
         before = lb.history()
         for number in range(1, 6):
             lb.join(member_line(f"web{number:02}", f"127.0.1.{number}"))
-            wait_until(functools.partial(_has, lb, number))
+            wait_until(functools.partial(_has_applied, lb, number))
 
     assert [entry["reloaded"] for entry in lb.history()[len(before) :]] == [False] * 5
 
 
-def _has(lb: LoadBalancer, count: int) -> bool:
+def _has_applied(lb: LoadBalancer, count: int) -> bool:
     return len(lb.managed) == count and lb.idle
 
 
-def digest_of(lb: LoadBalancer) -> str:
-    """The digest of the managed lines as they stand."""
+def compute_digest(lb: LoadBalancer) -> str:
+    """Return the digest of the present managed lines."""
     return Document([("", lb.text.decode())]).compute_digest()

@@ -1,4 +1,4 @@
-"""The daemon: a new token is used at once, a failing sync is visible, and a line that repeats is logged once."""
+"""The daemon: a new token is used at once, a failing sync is visible, and a repeated line is logged once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.system.repeats import Repeats
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import (
     LBAGENT,
     Haproxy,
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def last(lb: LoadBalancer) -> dict[str, object]:
-    """last.json, or nothing."""
+def read_last_json(lb: LoadBalancer) -> dict[str, object]:
+    """Return the content of last.json; empty if it is missing."""
     path = lb.state / "last.json"
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def metric(lb: LoadBalancer, name: str) -> str | None:
-    """The value of a metric without labels."""
+def read_metric(lb: LoadBalancer, name: str) -> str | None:
+    """Return the value of a metric without labels."""
     found = re.search(rf"^{name} (\S+)$", (lb.state / "metrics.prom").read_text(), re.MULTILINE)
     return found and found[1]
 
@@ -52,8 +52,8 @@ def write_env(lb: LoadBalancer, agent: SerfAgent, token: str) -> None:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
-    """A load balancer whose agent wants a token, and a serf.env that has it."""
+def lb_with_token(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
+    """A load balancer whose agent requires a token, and a serf.env with this token."""
     settings = tmp_path / "rpc.json"
     settings.write_text('{"rpc_auth": "right"}')
     token = {**clean_environment(), "SERF_RPC_AUTH": "right"}
@@ -65,42 +65,42 @@ def guarded(tmp_path: Path) -> Iterator[tuple[LoadBalancer, SerfAgent]]:
         yield lb, agent
 
 
-def test_a_new_token_in_serf_env_is_used_at_once(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, agent = guarded
+def test_a_new_token_in_serf_env_is_used_at_once(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, agent = lb_with_token
     write_env(lb, agent, "wrong")
-    with Haproxy(lb), running_watch(lb, SERF_RPC_ADDR=""):
-        wait_until(lambda: last(lb).get("sync_failing"))
-        assert (metric(lb, "lbagent_last_sync_success"), metric(lb, "lbagent_daemon_running")) == ("0", "1")
-        assert "authenticat" in str(last(lb)["sync_words"])
+    with Haproxy(lb), run_watch(lb, SERF_RPC_ADDR=""):
+        wait_until(lambda: read_last_json(lb).get("sync_failing"))
+        assert (read_metric(lb, "lbagent_last_sync_success"), read_metric(lb, "lbagent_daemon_running")) == ("0", "1")
+        assert "authenticat" in str(read_last_json(lb)["sync_words"])
 
         write_env(lb, agent, "right")
 
-        wait_until(lambda: last(lb).get("sync"))
-        assert (last(lb)["sync_failing"], metric(lb, "lbagent_last_sync_success")) == (None, "1")
-        synced = last(lb)["sync"]
+        wait_until(lambda: read_last_json(lb).get("sync"))
+        assert (read_last_json(lb)["sync_failing"], read_metric(lb, "lbagent_last_sync_success")) == (None, "1")
+        synced = read_last_json(lb)["sync"]
         write_env(lb, agent, "stale")
-        wait_until(lambda: last(lb).get("sync_failing"))
-        assert last(lb)["sync"] == synced
+        wait_until(lambda: read_last_json(lb).get("sync_failing"))
+        assert read_last_json(lb)["sync"] == synced
 
-    assert metric(lb, "lbagent_daemon_running") == "0"
+    assert read_metric(lb, "lbagent_daemon_running") == "0"
 
 
-def test_only_runs_of_the_daemon_are_its_heartbeat(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, _ = guarded
+def test_only_runs_of_the_daemon_are_its_heartbeat(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, _ = lb_with_token
     heartbeat = "lbagent_daemon_heartbeat_timestamp_seconds"
     lb.join(member_line("web01", "127.0.0.11"))
-    before = metric(lb, heartbeat)
-    with running_watch(lb, SERF_RPC_ADDR=""):
-        wait_until(lambda: metric(lb, heartbeat))
-    (lb.state / "last.json").write_text(json.dumps({**last(lb), "heartbeat": 1_700_000_000}))
+    before = read_metric(lb, heartbeat)
+    with run_watch(lb, SERF_RPC_ADDR=""):
+        wait_until(lambda: read_metric(lb, heartbeat))
+    (lb.state / "last.json").write_text(json.dumps({**read_last_json(lb), "heartbeat": 1_700_000_000}))
 
     lb.run("apply")
 
-    assert (before, metric(lb, heartbeat)) == (None, "1700000000")
+    assert (before, read_metric(lb, heartbeat)) == (None, "1700000000")
 
 
-def test_an_empty_new_cluster_is_no_failure(guarded: tuple[LoadBalancer, SerfAgent]) -> None:
-    lb, agent = guarded
+def test_an_empty_new_cluster_is_not_a_failure(lb_with_token: tuple[LoadBalancer, SerfAgent]) -> None:
+    lb, agent = lb_with_token
     env = {"SERF_RPC_ADDR": agent.rpc, "SERF_RPC_AUTH": "right"}
 
     with Haproxy(lb):
@@ -117,17 +117,17 @@ def test_an_empty_new_cluster_is_no_failure(guarded: tuple[LoadBalancer, SerfAge
 
 
 class Journal:
-    """What the journal and syslog are sent in a mount namespace of the test's own."""
+    """The messages to the journal and to syslog in a separate mount namespace."""
 
     def __init__(self, folder: Path) -> None:
-        """Both sockets listen below `folder`."""
+        """Listen on both sockets below `folder`."""
         self.entries: list[dict[str, str]] = []
         self.syslog: list[str] = []
         self._folder = folder
-        self._sockets = [self._listen("journal", self._entry), self._listen("log", self._line)]
+        self._sockets = [self._listen("journal", self._add_entry), self._listen("log", self._add_line)]
 
-    def command(self, *words: object) -> list[str]:
-        """The command line that runs these words there."""
+    def make_command(self, *words: object) -> list[str]:
+        """Return the command line that runs a command in the namespace."""
         devices = "null zero random urandom tty ptmx"
         script = f"""
             mkdir -p {self._folder}/dev {self._folder}/run/systemd/journal
@@ -139,7 +139,7 @@ class Journal:
         return ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, words)]
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Close both sockets."""
         for one in self._sockets:
             one.close()
 
@@ -150,24 +150,24 @@ class Journal:
         def listen() -> None:
             while True:
                 try:
-                    said = one.recv(1 << 16)
+                    message = one.recv(1 << 16)
                 except OSError:
                     return
-                take(said.decode())  # type: ignore[operator]
+                take(message.decode())  # type: ignore[operator]
 
         threading.Thread(target=listen, daemon=True).start()
         return one
 
-    def _entry(self, said: str) -> None:
-        self.entries.append(dict(line.partition("=")[::2] for line in said.splitlines()))
+    def _add_entry(self, message: str) -> None:
+        self.entries.append(dict(line.partition("=")[::2] for line in message.splitlines()))
 
-    def _line(self, said: str) -> None:
-        self.syslog.append(said.partition("]: ")[2].rstrip("\0"))
+    def _add_line(self, message: str) -> None:
+        self.syslog.append(message.partition("]: ")[2].rstrip("\0"))
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal of the test's own."""
+    """A journal for one test."""
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     one = Journal(tmp_path)
@@ -175,14 +175,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     one.close()
 
 
-def run(lb: LoadBalancer, journal: Journal, *words: str, service: bool = False) -> subprocess.CompletedProcess[bytes]:
-    """Run `lbagent` there; as a `service`, its stderr is the journal's."""
+def run_lbagent(
+    lb: LoadBalancer, journal: Journal, *words: str, service: bool = False
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `lbagent` in the namespace; as a `service` its stderr is the journal."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         found = os.fstat(theirs.fileno())
         env = {**lb.env, **({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"} if service else {})}
         stderr = theirs.fileno() if service else subprocess.PIPE
-        argv = journal.command(LBAGENT, *words)
+        argv = journal.make_command(LBAGENT, *words)
         done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, stderr=stderr, check=False)
         if service:
             theirs.shutdown(socket.SHUT_RDWR)
@@ -194,7 +196,7 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
-        done = run(lb, journal, "apply", service=True)
+        done = run_lbagent(lb, journal, "apply", service=True)
 
         assert (done.returncode, done.stderr, journal.syslog) == (4, b"", [])
         wait_until(lambda: journal.entries)
@@ -203,11 +205,11 @@ def test_a_service_logs_each_thing_once_with_fields(journal: Journal) -> None:
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["LBAGENT_EXIT_STATUS"]) == ("3", "lbagent", "4")
 
 
-def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) -> None:
+def test_a_run_of_a_user_logs_to_stderr_and_once_to_syslog(journal: Journal) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
-        done = run(lb, journal, "apply")
+        done = run_lbagent(lb, journal, "apply")
 
         assert done.returncode == 4
         wait_until(lambda: journal.syslog)
@@ -216,29 +218,29 @@ def test_a_person_reads_it_on_stderr_and_syslog_has_it_once(journal: Journal) ->
 
 
 @pytest.mark.parametrize("words", [["plan"], ["check"], ["status"], ["sync", "--dry-run"]])
-def test_what_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
+def test_a_command_that_changes_nothing_writes_no_journal(journal: Journal, words: list[str]) -> None:
     with LoadBalancer() as lb:
         lb.join(member_line("web01", "127.0.0.11"))
         lb.text = lb.text.replace(b"balance ", b"balanse ")
         trial = lb.folder / "trial.yml"
         trial.write_text(lb.roles.read_text().replace("port:", "prot:"))
         for given in ([], ["--roles", str(trial)]):
-            run(lb, journal, *words, *given)
-        run(lb, journal, "apply")  # which does, so that all before it has arrived
+            run_lbagent(lb, journal, *words, *given)
+        run_lbagent(lb, journal, "apply")  # which does, so that all before it has arrived
 
         wait_until(lambda: journal.syslog)
         assert len(journal.syslog) == 1
 
 
-def test_a_line_that_repeats_is_a_count_once_an_hour() -> None:
+def test_a_repeated_line_is_logged_as_a_count_once_an_hour() -> None:
     now = 0.0
     repeats = Repeats(lambda: now)
-    said = []
+    lines = []
     for minute in range(180):
         now = 60.0 * minute
-        said.append(repeats.next_line(f"HAProxy: not reloaded yet; again in {300 - minute} s"))
+        lines.append(repeats.next_line(f"HAProxy: not reloaded yet; again in {300 - minute} s"))
 
-    assert [line for line in said if line] == [
+    assert [line for line in lines if line] == [
         "HAProxy: not reloaded yet; again in 300 s",
         "HAProxy: not reloaded yet; again in 240 s (repeated 60 times in the last 60 minutes)",
         "HAProxy: not reloaded yet; again in 180 s (repeated 60 times in the last 60 minutes)",

@@ -1,4 +1,4 @@
-"""watch, where it cannot do its work: it lives on, it does not spin, and it takes up the work once it can."""
+"""A daemon that cannot do its work keeps running without load, and continues as soon as it can."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log
-from tests.helpers.daemon import running_watch
+from tests.helpers.daemon import run_watch
 from tests.helpers.faults import replace_haproxy
 from tests.helpers.real_programs import (
     RELOADING,
@@ -45,8 +45,8 @@ def lb() -> Iterator[LoadBalancer]:
         yield one
 
 
-def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
-    """Tells how many hundredths of a second it and its children have computed since now."""
+def measure_cpu_time(process: subprocess.Popen[bytes]) -> Callable[[], int]:
+    """Return a function: the CPU time of the process and its children since this call, in 1/100 s."""
     fields = Path(f"/proc/{process.pid}/stat")
 
     def ticks() -> int:
@@ -57,20 +57,20 @@ def spending(process: subprocess.Popen[bytes]) -> Callable[[], int]:
     return lambda: ticks() - before
 
 
-def spoil(lb: LoadBalancer) -> str:
-    """A typing error in roles.yml; returns what stood there."""
+def damage_roles(lb: LoadBalancer) -> str:
+    """Make roles.yml invalid; returns the previous text."""
     good = lb.roles.read_text()
     lb.roles.write_text(f"{good}\nnonsense: [\n")
     return good
 
 
-def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(lb: LoadBalancer) -> None:
+def test_a_pause_that_ends_while_roles_yml_is_refused_does_not_keep_the_daemon_busy(lb: LoadBalancer) -> None:
     lb.join(WEB01)
-    lb.say("pause", "web01 for=4s", 1)
-    with running_watch(lb) as daemon:
-        good = spoil(lb)
+    lb.send_command("pause", "web01 for=4s", 1)
+    with run_watch(lb) as daemon:
+        good = damage_roles(lb)
         time.sleep(6)
-        spent = spending(daemon)
+        spent = measure_cpu_time(daemon)
         time.sleep(_AWHILE)
         assert spent() < 50  # without end it would be 150 and more
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
@@ -80,9 +80,9 @@ def test_a_pause_that_ends_while_roles_yml_is_refused_is_not_tried_without_end(l
 
 
 @pytest.mark.every_haproxy
-def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() -> None:
+def test_a_waiting_reload_does_not_keep_the_daemon_busy_once_the_text_is_invalid() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 2s")
-    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, run_watch(lb):
         lb.count_checks()
         lb.join(WEB01)
         wait_until(lambda: haproxy.reloads() == (1, 0))
@@ -93,14 +93,14 @@ def test_a_reload_that_waits_is_not_tried_without_end_once_the_text_is_broken() 
         time.sleep(4)
         before = lb.checks
         time.sleep(_AWHILE)
-        assert lb.checks - before <= 12  # a try takes three, and they come after 1, 2, 4 … seconds
+        assert lb.checks - before <= 12  # an attempt takes three, and attempts are made after 1, 2, 4 … seconds
 
         lb.text = good
-        wait_until(lambda: haproxy.serving() == {"web01", "web02"})
+        wait_until(lambda: haproxy.find_serving() == {"web01", "web02"})
 
 
-def test_an_edit_while_a_run_is_under_way_is_seen(lb: LoadBalancer) -> None:
-    with running_watch(lb):
+def test_an_edit_during_a_run_is_applied(lb: LoadBalancer) -> None:
+    with run_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
         wait_until(lambda: lb.checks == 1)
@@ -110,9 +110,9 @@ def test_an_edit_while_a_run_is_under_way_is_seen(lb: LoadBalancer) -> None:
         wait_until(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")], 10)
 
 
-def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: LoadBalancer) -> None:
-    with SerfAgent("lb01", "127.0.0.5", "lb") as agent, running_watch(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
-        good = spoil(lb)
+def test_a_refused_roles_yml_does_not_end_the_daemon_where_serf_answers(lb: LoadBalancer) -> None:
+    with SerfAgent("lb01", "127.0.0.5", "lb") as agent, run_watch(lb, SERF_RPC_ADDR=agent.rpc) as daemon:
+        good = damage_roles(lb)
         time.sleep(1)
         daemon.send_signal(signal.SIGHUP)  # a sync is due
         time.sleep(2)
@@ -121,11 +121,11 @@ def test_a_refused_roles_yml_does_not_end_it_where_serf_answers(lb: LoadBalancer
         lb.join(WEB01)
         assert lb.managed == []
         lb.roles.write_text(good)
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
 
 
-def test_a_state_folder_that_is_removed_is_made_anew(lb: LoadBalancer) -> None:
-    with running_watch(lb) as daemon:
+def test_a_removed_state_directory_is_created_again(lb: LoadBalancer) -> None:
+    with run_watch(lb) as daemon:
         gone = lb.state.rename(lb.folder / "gone")  # at once: the daemon writes files meanwhile
         shutil.rmtree(gone, ignore_errors=True)
         daemon.send_signal(signal.SIGHUP)
@@ -133,11 +133,11 @@ def test_a_state_folder_that_is_removed_is_made_anew(lb: LoadBalancer) -> None:
 
         lb.join(WEB01)
 
-        wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")))
+        wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")))
         assert daemon.poll() is None
 
 
-def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload_that_fails(lb: LoadBalancer) -> None:
+def test_a_join_is_applied_while_a_hundred_undeleted_servers_wait_for_a_failing_reload(lb: LoadBalancer) -> None:
     if deletes_servers(lb.binary):
         pytest.skip("this HAProxy deletes removed servers")
     many = [member_line(f"n{number:03}", f"127.0.2.{number + 1}") for number in range(101)]
@@ -150,10 +150,10 @@ def test_a_join_is_applied_while_a_hundred_servers_left_behind_wait_for_a_reload
         lb.text = lb.text.replace(b"    balance", bind)
         lb.leave(*many[99:])  # the hundredth: the reload is tried, and fails
         assert (lb.served() or {})["failure"]["times"] == 1
-        with running_watch(lb):
+        with run_watch(lb):
             lb.join(WEB02)
 
-            wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")))
+            wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")))
             before = lb.cfg.stat()
             time.sleep(_AWHILE)
             assert lb.cfg.stat() == before
@@ -172,7 +172,7 @@ def test_an_event_that_arrives_just_after_the_last_run_is_new(
         nonlocal looks
         looks += 1
         found = real(spool)
-        if looks == 2:  # one look before the run, one after it
+        if looks == 2:  # once before the run, once after it
             lb.join(WEB01)
         return found
 
@@ -182,10 +182,10 @@ def test_an_event_that_arrives_just_after_the_last_run_is_new(
         daemon._run_round()
         monkeypatch.setattr(Spool, "list_marks", real)
 
-        assert (len(lb.spooled()), daemon._has_work()) == (1, True)
+        assert (len(lb.list_spool()), daemon._has_work()) == (1, True)
 
 
-def test_without_inotify_it_looks_each_second(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_inotify_the_daemon_polls_each_second(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left() -> None:
         raise OSError(24, "inotify instance limit reached")
 
@@ -197,7 +197,7 @@ def test_without_inotify_it_looks_each_second(lb: LoadBalancer, monkeypatch: pyt
         assert watcher.wait(1)
 
 
-def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: LoadBalancer) -> None:
+def test_a_failed_reload_recorded_with_a_future_time_is_tried_again(lb: LoadBalancer) -> None:
     lb.join(WEB01)
     replace_haproxy(lb, 'exec "$real" "$@"')
     with socket.socket() as busy:
@@ -217,21 +217,21 @@ def test_a_failed_reload_of_a_clock_that_was_ahead_is_tried_again(lb: LoadBalanc
     assert lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")]
 
 
-def test_a_sync_that_failed_is_not_put_off_for_a_minute(lb: LoadBalancer) -> None:
+def test_a_failed_sync_is_tried_again_within_a_minute(lb: LoadBalancer) -> None:
     agent, node = SerfAgent("lb01", "127.0.0.5", "lb"), SerfAgent("web01", "127.0.0.11", "web")
     with agent, node:
         agent.kill()
-        with running_watch(lb, SERF_RPC_ADDR=agent.rpc):
+        with run_watch(lb, SERF_RPC_ADDR=agent.rpc):
             agent.start()
             node.join(agent)
 
-            wait_until(lambda: lb.settled(lb.server("web01", "127.0.0.11")), 40)
+            wait_until(lambda: lb.is_settled(lb.server("web01", "127.0.0.11")), 40)
 
 
 @pytest.mark.every_haproxy
-def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
+def test_a_shorter_interval_between_reloads_takes_effect_at_once() -> None:
     roles = RELOADING.replace("runtime: off", "runtime: off\n  min_reload_interval: 1h")
-    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, running_watch(lb):
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, run_watch(lb):
         lb.join(WEB01)
         wait_until(lambda: haproxy.reloads() == (1, 0))
         lb.join(WEB02)
@@ -240,11 +240,11 @@ def test_a_shorter_interval_between_reloads_holds_at_once() -> None:
 
         lb.roles.write_text(lb.roles.read_text().replace("interval: 1h", "interval: 1s"))
 
-        wait_until(lambda: haproxy.serving() == {"web01", "web02"})
+        wait_until(lambda: haproxy.find_serving() == {"web01", "web02"})
 
 
-def test_told_to_end_it_waits_for_no_run_of_somebody_else(lb: LoadBalancer) -> None:
-    with running_watch(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
+def test_sigterm_ends_the_daemon_during_a_run_of_another_process(lb: LoadBalancer) -> None:
+    with run_watch(lb) as daemon, acquire_lock(str(lb.state / "lock")) as had:
         assert had
         lb.join(WEB01)
         time.sleep(1)

@@ -311,9 +311,9 @@ roles:
 
     joined = stage.handle("member-join", b"web01\t10.0.0.1\tweb,api\trole=web,api,ip=192.168.7.5\n")
     written = stage.managed
-    paused = stage.user("pause", "WEB01", 5)
+    paused = stage.send_event("pause", "WEB01", 5)
     comments = stage.managed
-    resumed = stage.user("resume", "web01", 6)
+    resumed = stage.send_event("resume", "web01", 6)
 
     assert [one.status for one in (joined, paused, resumed)] == [0, 0, 0]
     assert written == [

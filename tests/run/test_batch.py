@@ -14,7 +14,7 @@ from lbagent.run import batch
 from lbagent.run.batch import Batch, peek_events
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
-from tests.helpers.faults import spool_record
+from tests.helpers.faults import make_spool_record
 from tests.helpers.real_programs import member_line
 
 
@@ -25,18 +25,18 @@ def spool(tmp_path: Path) -> Spool:
 
 
 def joined(name: str) -> bytes:
-    return spool_record(name, "member-join", member_line(name, "127.0.0.9"))
+    return make_spool_record(name, "member-join", member_line(name, "127.0.0.9"))
 
 
 @pytest.mark.parametrize(
     "record",
     [
         b"no record",
-        spool_record("a", "typed", b"nobody\n", "shutdown"),
-        spool_record("a", "typed", b"", "lbagent-status"),
-        spool_record("a", "query", b"", "lbagent-status", "7"),
-        spool_record("a", "user", b"web1\n", "deploy", "7"),
-        spool_record("a", "", b""),
+        make_spool_record("a", "typed", b"nobody\n", "shutdown"),
+        make_spool_record("a", "typed", b"", "lbagent-status"),
+        make_spool_record("a", "query", b"", "lbagent-status", "7"),
+        make_spool_record("a", "user", b"web1\n", "deploy", "7"),
+        make_spool_record("a", "", b""),
     ],
 )
 def test_a_record_that_no_handler_stored_is_moved_to_bad(

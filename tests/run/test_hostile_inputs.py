@@ -43,7 +43,7 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
     (tmp_path / "lab").mkdir()
     made = hostile.Lab(tmp_path / "lab", random.Random(version))
     for _ in range(25):
-        stdin = "".join(made.member_line() for _ in range(4)).encode("utf-8", "surrogateescape")
+        stdin = "".join(made.make_member_line() for _ in range(4)).encode("utf-8", "surrogateescape")
         done = stage.handle(made.chance.choice(hostile.KINDS[:4]), stdin)
         assert done.status in (0, 3, 4), done.err
         assert "internal error" not in done.err
@@ -52,7 +52,7 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
     checked = subprocess.run([binaries()[version], "-c", "-f", stage.cfg], capture_output=True, check=False, text=True)
 
     assert checked.returncode == 0, checked.stderr
-    assert hostile.operators(stage.cfg.read_bytes()) == hostile.operators(hostile.CFG.encode())
+    assert hostile.drop_managed_lines(stage.cfg.read_bytes()) == hostile.drop_managed_lines(hostile.CFG.encode())
     assert any(line.startswith("server good01 10.1.0.1:80 ") for line in stage.managed)
 
 
@@ -77,4 +77,4 @@ def test_a_file_that_is_not_regular_blocks_no_run(tmp_path: Path, name: str, kin
     if name in ("haproxy.cfg", "roles.yml"):
         assert done.status in (1, 2)
         assert str(path.resolve() if kind == "device" and name == "haproxy.cfg" else path) in done.err
-        assert stage.spooled == (["1"] if name == "roles.yml" else [])
+        assert stage.spool_files == (["1"] if name == "roles.yml" else [])

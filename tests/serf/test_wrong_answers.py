@@ -99,6 +99,6 @@ def test_watch_continues_after_an_invalid_list(lb: LoadBalancer) -> None:
 def test_a_pause_is_applied_where_no_other_load_balancer_can_be_queried(lb: LoadBalancer) -> None:
     answering(lb, '{"members": 5}', "5")
 
-    assert lb.say("pause", "web01", 5).returncode == 0
+    assert lb.send_command("pause", "web01", 5).returncode == 0
 
     assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]

@@ -13,7 +13,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from lbagent.state import files
-from tests.helpers.faults import mounted
+from tests.helpers.faults import mount_file
 
 OLD, NEW = b"old\r\n\xff\n" * 1000, b"new\n" * 3000
 
@@ -190,7 +190,7 @@ def test_a_target_that_is_a_mount_point_is_reported(tmp_path: Path, name: str) -
     cfg, host = tmp_path / "etc" / name, tmp_path / "host.cfg"
     cfg.touch()
     host.write_bytes(OLD)
-    with mounted(host, cfg):
+    with mount_file(host, cfg):
         assert files.is_mount_point(str(cfg))
         with pytest.raises(OSError, match="is a mount point of its own; mount its folder instead"):
             put(cfg, NEW)

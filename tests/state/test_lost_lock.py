@@ -122,7 +122,7 @@ def test_changes_of_another_process_meanwhile_stay(
     assert (first.returncode, said.count(b"starting again")) == (0, 1), said.decode()
     assert servers(stage) == ["web0", "web1", "web2"]
     assert sorted(stage.members) == ["web0", "web1", "web2"]
-    assert stage.spooled == []
+    assert stage.spool_files == []
 
 
 def test_a_lock_that_was_replaced_before_it_was_acquired_is_not_the_lock(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import insert_lines, only_line, replace_haproxy, spool_record
+from tests.helpers.faults import insert_lines, make_spool_record, read_only_line, replace_haproxy
 from tests.helpers.real_programs import LoadBalancer, member_line
 
 GOOD = member_line("web1", "127.0.0.11")
@@ -37,7 +37,7 @@ def bad(lb: LoadBalancer) -> list[str]:
 def only_good_is_in(lb: LoadBalancer, operator: bytes) -> bool:
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
     assert sorted(lb.members()) == ["web1"]
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
     return True
 
 
@@ -64,7 +64,7 @@ def _folder(path: Path) -> None:
     (path / "file").write_bytes(b"x")
 
 
-RECORD = spool_record("f00d0000", "member-join", member_line("web9", "127.0.0.99"))
+RECORD = make_spool_record("f00d0000", "member-join", member_line("web9", "127.0.0.99"))
 
 ODD: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
@@ -98,7 +98,7 @@ def test_a_file_that_is_not_a_record_is_moved_and_the_event_is_applied(
     done = lb.join(GOOD)
 
     assert done.returncode == 0
-    assert only_line(done).startswith(f"'{spool}/1' ")
+    assert read_only_line(done).startswith(f"'{spool}/1' ")
     assert bad(lb) == ["1"]
     assert (lb.state / "record").read_bytes() == RECORD
     assert only_good_is_in(lb, operator)
@@ -127,7 +127,7 @@ def test_foreign_names_are_moved_and_the_event_is_applied(lb: LoadBalancer, spoo
     done = lb.join(GOOD)
 
     assert done.returncode == 0
-    assert only_line(done).isprintable()
+    assert read_only_line(done).isprintable()
     assert bad(lb) == [name[:100]] or len(os.fsencode(name)) > 200
     assert only_good_is_in(lb, operator)
 
@@ -146,7 +146,7 @@ def test_a_record_with_the_largest_number_does_not_lose_the_events_after_it(lb: 
 
 def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
-    record = spool_record(
+    record = make_spool_record(
         "f00d0000", "member-join", member_line("web2", "127.0.0.12") + member_line("web3", "127.0.0.13")
     )
     (spool / "1").write_bytes(record[:-5])
@@ -156,24 +156,26 @@ def test_record_cut_in_its_payload_gives_its_whole_lines_only(lb: LoadBalancer, 
     assert done.returncode == 0
     lines = [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")]
     assert lb.text == insert_lines(operator, lines)
-    assert lb.spooled() == []
+    assert lb.list_spool() == []
 
 
 FORGED = {
-    "kind-nobody-knows": spool_record("a", "member-explode", member_line("web9", "127.0.0.99")),
-    "no-kind": spool_record("a", "", b""),
-    "command-nobody-knows": spool_record("a", "user", b"web1\n", "shutdown", "5"),
-    "typed-command-nobody-knows": spool_record("a", "typed", b"web1\n", "shutdown"),
-    "typed-command-nobody-knows-for-nobody": spool_record("a", "typed", b"nobody\n", "shutdown"),
-    "ltime-of-words": spool_record("a", "user", b"nobody-at-all with too many words in it\n", "pause", "five"),
-    "no-payload": spool_record("a", "user", b"", "pause", "5"),
-    "control-characters": spool_record("a", "user", b"web1\x1b[31m\n", "pause", "5"),
-    "until-when": spool_record("a", "user", b"web1 until=tomorrow\n", "pause", "5"),
-    "a-second-line": spool_record("a", "member-join", b"x\n server evil 6.6.6.6:80\t127.0.0.9\tweb\trole=web\n"),
-    "address-with-a-second-line": spool_record("a", "member-join", b"evil\t127.0.0.9\r server evil\tweb\trole=web\n"),
-    "own-name": spool_record("a", "member-join", member_line("lb01", "127.0.0.99")),
-    "role-with-blanks": spool_record("a", "member-join", b"evil\t127.0.0.9\tweb check\trole=web\n"),
-    "a-million-fields": spool_record("a", "member-join", b"\t" * 60_000 + b"\n"),
+    "kind-nobody-knows": make_spool_record("a", "member-explode", member_line("web9", "127.0.0.99")),
+    "no-kind": make_spool_record("a", "", b""),
+    "command-nobody-knows": make_spool_record("a", "user", b"web1\n", "shutdown", "5"),
+    "typed-command-nobody-knows": make_spool_record("a", "typed", b"web1\n", "shutdown"),
+    "typed-command-nobody-knows-for-nobody": make_spool_record("a", "typed", b"nobody\n", "shutdown"),
+    "ltime-of-words": make_spool_record("a", "user", b"nobody-at-all with too many words in it\n", "pause", "five"),
+    "no-payload": make_spool_record("a", "user", b"", "pause", "5"),
+    "control-characters": make_spool_record("a", "user", b"web1\x1b[31m\n", "pause", "5"),
+    "until-when": make_spool_record("a", "user", b"web1 until=tomorrow\n", "pause", "5"),
+    "a-second-line": make_spool_record("a", "member-join", b"x\n server evil 6.6.6.6:80\t127.0.0.9\tweb\trole=web\n"),
+    "address-with-a-second-line": make_spool_record(
+        "a", "member-join", b"evil\t127.0.0.9\r server evil\tweb\trole=web\n"
+    ),
+    "own-name": make_spool_record("a", "member-join", member_line("lb01", "127.0.0.99")),
+    "role-with-blanks": make_spool_record("a", "member-join", b"evil\t127.0.0.9\tweb check\trole=web\n"),
+    "a-million-fields": make_spool_record("a", "member-join", b"\t" * 60_000 + b"\n"),
 }
 
 
@@ -189,15 +191,15 @@ def test_forged_fields_neither_get_in_nor_block(lb: LoadBalancer, spool: Path, r
     assert [run.returncode for run in runs] == [0, 0]
     assert not any(b"Traceback" in run.stderr or b"defect" in run.stderr for run in runs)
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
-    assert (lb.spooled(), lb.staged()) == ([], [])
+    assert (lb.list_spool(), lb.list_staged()) == ([], [])
 
 
 def test_two_records_of_one_id_are_applied_once(lb: LoadBalancer, spool: Path) -> None:
     operator = lb.text
-    (spool / "1").write_bytes(spool_record("same", "member-join", GOOD))
+    (spool / "1").write_bytes(make_spool_record("same", "member-join", GOOD))
     assert lb.run("apply").returncode == 0
     # As a crash between members.json and the removal of the record leaves it.
-    (spool / "1").write_bytes(spool_record("same", "member-leave", GOOD))
+    (spool / "1").write_bytes(make_spool_record("same", "member-leave", GOOD))
 
     done = lb.run("apply")
 
@@ -234,7 +236,7 @@ def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: LoadBalancer
     operator = lb.text
     for number in range(1, 2000):
         kind = "member-join" if number % 2 else "member-leave"
-        (spool / str(number)).write_bytes(spool_record(f"id{number}", kind, member_line("web2", "127.0.0.12")))
+        (spool / str(number)).write_bytes(make_spool_record(f"id{number}", kind, member_line("web2", "127.0.0.12")))
     lb.count_checks()
 
     done = lb.join(GOOD)
@@ -243,7 +245,7 @@ def test_thousands_of_records_are_applied_in_order_as_one_batch(lb: LoadBalancer
     assert lb.checks == 1
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11"), lb.server("web2", "127.0.0.12")])
     assert {name: row["status"] for name, row in lb.members().items()} == {"web1": "alive", "web2": "alive"}
-    assert lb.spooled() == []
+    assert lb.list_spool() == []
 
 
 def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: LoadBalancer, spool: Path) -> None:
@@ -259,7 +261,7 @@ def test_hidden_files_of_writers_that_died_do_not_block_the_events(lb: LoadBalan
     done = lb.join(GOOD)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert lb.spooled() == [".3"]
+    assert lb.list_spool() == [".3"]
     assert lb.text == insert_lines(operator, [lb.server("web1", "127.0.0.11")])
 
 
@@ -284,7 +286,7 @@ def test_a_spool_that_is_a_file_is_reported_and_haproxy_cfg_stays(lb: LoadBalanc
     done = lb.join(GOOD)
 
     assert done.returncode == 1
-    assert only_line(done).startswith(f"not stored: sync needed: {spool}: ")
+    assert read_only_line(done).startswith(f"not stored: sync needed: {spool}: ")
     assert lb.text == operator
 
 

@@ -103,7 +103,7 @@ def test_an_agent_that_cannot_be_asked_is_shown(daemon: Publisher) -> None:
 
 def test_the_page_of_an_order_changes_as_answers_arrive(web: WebPage) -> None:
     token = logged_in(web)
-    with web.listening() as news:
+    with web.listen() as news:
         first = next(news)
         web.post("/nodes/web01/resume", {"token": token})
 
@@ -170,7 +170,7 @@ def test_a_get_changes_nothing(web: WebPage) -> None:
 
 def test_the_cookie_is_for_this_page_only(daemon: Publisher, web: WebPage) -> None:
     cookie = web.log_in().headers["set-cookie"].lower()
-    behind = web.ask(
+    behind = web.send(
         "POST",
         "/login",
         f"user={USER}&password={PASSWORD}",
@@ -254,7 +254,7 @@ def test_a_form_that_is_too_large_or_not_a_form_is_refused(web: WebPage) -> None
     assert web.post("/nodes/web01/pause", {"token": token, "reason": "x" * 10_000}).status == 413
     assert web.post("/nodes/web01/pause", {"token": token, **many}).status == 400
     headers = {**web.origin, "Content-Type": "text/plain"}
-    assert web.ask("POST", "/nodes/web01/pause", f"token={token}", headers).status == 415
+    assert web.send("POST", "/nodes/web01/pause", f"token={token}", headers).status == 415
 
 
 # --- what may not be asked for ------------------------------------------------------------------------------------

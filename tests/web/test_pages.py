@@ -415,7 +415,7 @@ def test_another_load_balancer_that_answers_nonsense_is_unknown(content: bytes, 
 
 
 def test_an_event_comes_within_a_second_of_a_change_and_not_without_one(daemon: Publisher, web: WebPage) -> None:
-    with web.listening() as news:
+    with web.listen() as news:
         first = next(news)
         assert f'data-version="{first}"' in web.get("/").text
         daemon.content = document(node("web01", state="failed"))
@@ -444,7 +444,7 @@ def test_fifty_viewers_see_a_change_and_the_daemon_is_asked_as_for_one(daemon: P
     ready = threading.Barrier(51, timeout=60)
 
     def view() -> None:
-        with web.listening() as news:
+        with web.listen() as news:
             next(news)
             ready.wait()
             seen.append(next(news))
@@ -467,7 +467,7 @@ def test_fifty_viewers_see_a_change_and_the_daemon_is_asked_as_for_one(daemon: P
 
 
 def test_the_server_ends_at_once_though_somebody_listens(daemon: Publisher, web: WebPage) -> None:
-    with web.listening() as news:
+    with web.listen() as news:
         next(news)
         assert web.process
         web.process.terminate()

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 import lbagent.web
-from tests.helpers.daemon import running_watch
-from tests.helpers.pair import Balancer, join_both, pair
+from tests.helpers.daemon import run_watch
+from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import SerfAgent, wait_until
 from tests.helpers.web_page import USER, WebPage
 
@@ -31,15 +31,13 @@ class Site(NamedTuple):
 def site() -> Iterator[Site]:
     """Everything runs, and both load balancers have both nodes."""
     with contextlib.ExitStack() as stack:
-        two = stack.enter_context(pair())
+        two = stack.enter_context(run_pair())
         nodes = [stack.enter_context(SerfAgent(f"web0{one}", f"127.0.0.1{one}", "web")) for one in (1, 2)]
         join_both(two, *nodes)
         pages: list[WebPage] = []
         for one in reversed(two):
             env = {"SERF_RPC_ADDR": one.agent.rpc, "PATH": one.lb.env["PATH"]}
-            stack.enter_context(
-                running_watch(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc)
-            )
+            stack.enter_context(run_watch(one.lb, LBAGENT_RUNTIME_DIR=str(one.lb.folder), SERF_RPC_ADDR=one.agent.rpc))
             words = ["--peer", pages[0].url] if pages else []
             pages.append(stack.enter_context(WebPage(one.lb.folder, *words, users=True, env=env)))
         yield Site(two, pages[1])
@@ -83,9 +81,8 @@ def test_both_load_balancers_apply_a_pause_from_the_page_and_a_resume(site: Site
 def test_the_metrics_are_those_that_the_daemon_wrote(site: Site) -> None:
     written = (site.balancers[0].lb.state / "metrics.prom").read_text()
 
-    found = site.page.get("/metrics").text
-
-    def names(text: str) -> list[str]:
+    def list_types(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.startswith("# TYPE ")]
 
-    assert names(found) == names(written)
+    # Right after its start, the page has no answer of the daemon yet.
+    wait_until(lambda: list_types(site.page.get("/metrics").text) == list_types(written))

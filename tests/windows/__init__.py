@@ -1,1 +1,1 @@
-"""Tests of windows."""
+"""Tests of the files in windows/."""

@@ -1,4 +1,4 @@
-"""What can be told of windows/ without Windows: the files are such as cmd.exe, Serf and git take them."""
+"""The files of windows/ follow the rules of cmd.exe, Serf and git, as far as this can be tested without Windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent.parent.parent
 FOLDER = HERE / "windows"
 SCRIPTS = sorted(FOLDER.glob("*.bat"))
 CALLED = {"common.bat", "serf-nssm.bat"}
-"""Scripts that the others call; nobody else does."""
+"""Scripts that only other scripts call."""
 
 AGENTS = sorted(FOLDER.glob("*.json"))
 PAGE = (HERE / "docs" / "reference" / "windows.md").read_text(encoding="utf-8")
@@ -26,14 +26,14 @@ PAGE = (HERE / "docs" / "reference" / "windows.md").read_text(encoding="utf-8")
 named = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 
 
-def lines(script: Path) -> list[str]:
-    """The lines of a script."""
+def read_lines(script: Path) -> list[str]:
+    """Return the lines of a script."""
     return script.read_bytes().decode("ascii").split("\r\n")
 
 
-def commands(script: Path) -> list[str]:
-    """The lines that do something: no comments, no empty ones."""
-    return [line.strip() for line in lines(script) if line.strip() and not line.strip().lower().startswith("rem")]
+def read_commands(script: Path) -> list[str]:
+    """Return the lines of a script without comments and empty lines."""
+    return [line.strip() for line in read_lines(script) if line.strip() and not line.strip().lower().startswith("rem")]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
@@ -58,37 +58,37 @@ def test_crlf_survives_a_clone(tmp_path: Path) -> None:
 
 
 @named
-def test_a_script_says_nothing_of_its_own_and_keeps_its_variables(script: Path) -> None:
-    first, *others = commands(script)
+def test_a_script_has_echo_off_and_local_variables(script: Path) -> None:
+    first, *others = read_commands(script)
 
     assert first == "@echo off"
-    if script.name != "common.bat":  # what it sets is for who calls it
+    if script.name != "common.bat":  # its variables are for the calling script
         assert others[0] == "setlocal EnableExtensions DisableDelayedExpansion"
 
 
 @named
 def test_delayed_expansion_is_not_used(script: Path) -> None:
-    assert not any("EnableDelayedExpansion" in line for line in commands(script))
-    assert not re.search(r"!\w+!", "\n".join(commands(script)))
+    assert not any("EnableDelayedExpansion" in line for line in read_commands(script))
+    assert not re.search(r"!\w+!", "\n".join(read_commands(script)))
 
 
 @named
-def test_every_variable_stands_in_quotes(script: Path) -> None:
+def test_every_variable_is_quoted(script: Path) -> None:
     """Anything may be in it; outside quotes cmd.exe would take `&` for the end of a command.
 
     A number that the script itself has counted may stand bare, where cmd.exe wants one.
     """
     counted = {"%ELAPSED%", "%LIMIT%", "%LEFT%", "%SESSIONS%", "%MINUTES%", "%UNTIL%", "%RC%", "%ERRORLEVEL%"}
-    for line in commands(script):
+    for line in read_commands(script):
         outside = re.sub(r'"[^"]*"', '""', re.sub(r'%(\w+):"=\??%|%%', r"\1", line))
         found = re.findall(r"%(?:~\w*\d|[A-Za-z_]+(?::[^%]*)?%)", outside)
         assert set(found) <= counted or line == "goto %~1", line
 
 
 @pytest.mark.parametrize("name", ["NAME", "ROLE", "TAGGED", "WORDS", "LB"])
-def test_what_serf_says_loses_its_quotes_before_anything_is_made_of_it(name: str) -> None:
+def test_output_of_serf_loses_its_quotes_before_it_is_used(name: str) -> None:
     """In quotes anything is safe but a quote: of a node called `x"&calc&"`, `set "LB=%LB:~4%"` would run the middle."""
-    text = "\n".join(commands(FOLDER / "common.bat"))
+    text = "\n".join(read_commands(FOLDER / "common.bat"))
 
     heard = re.findall(rf'set "{name}=%%[a-c]"(?:.|\n)*?(%{name}\b..)', text)
 
@@ -97,36 +97,36 @@ def test_what_serf_says_loses_its_quotes_before_anything_is_made_of_it(name: str
 
 @named
 def test_arguments_are_read_without_their_quotes(script: Path) -> None:
-    for line in commands(script):
+    for line in read_commands(script):
         assert not re.search(r"(?<!%)%\d", line), line
         assert "%*" not in line, line
 
 
 @named
-def test_every_way_through_a_script_ends_with_an_exit_status(script: Path) -> None:
-    said = commands(script)
+def test_every_path_through_a_script_ends_with_an_exit_status(script: Path) -> None:
+    commands = read_commands(script)
 
-    assert re.fullmatch(r"exit /b( \S+)?", said[-1])
-    assert not any(re.search(r"\bexit(?! /b)\b(?!s)", line) for line in said if not line.startswith("echo")), (
+    assert re.fullmatch(r"exit /b( \S+)?", commands[-1])
+    assert not any(re.search(r"\bexit(?! /b)\b(?!s)", line) for line in commands if not line.startswith("echo")), (
         "an `exit` alone would close the operator's prompt"
     )
-    assert not any("goto :eof" in line.lower() for line in said), "it leaves the status of whatever came before"
+    assert not any("goto :eof" in line.lower() for line in commands), "it leaves the status of whatever came before"
 
 
 @named
-def test_a_comment_holds_nothing_that_cmd_would_act_upon(script: Path) -> None:
-    comments = [line for line in lines(script) if line.strip().startswith("rem")]
+def test_a_comment_contains_nothing_that_cmd_would_interpret(script: Path) -> None:
+    comments = [line for line in read_lines(script) if line.strip().startswith("rem")]
 
     assert [line for line in comments if re.search(r"[&|<>^%]", line)] == []
 
 
 @named
-def test_every_label_that_is_gone_to_is_there_once(script: Path) -> None:
-    text = "\n".join(commands(script))
+def test_every_label_of_a_goto_exists_once(script: Path) -> None:
+    text = "\n".join(read_commands(script))
     labels = re.findall(r"^:(\w+)$", text, re.MULTILINE)
     called = re.findall(r"\b(?:goto|call) :?(\w+)", text)
     parts = re.findall(r'call "%~dp0common\.bat" (\w+)', text)
-    common = re.findall(r"^:(\w+)$", "\n".join(commands(FOLDER / "common.bat")), re.MULTILINE)
+    common = re.findall(r"^:(\w+)$", "\n".join(read_commands(FOLDER / "common.bat")), re.MULTILINE)
 
     assert len(labels) == len(set(labels))
     assert set(called) <= set(labels)
@@ -134,20 +134,20 @@ def test_every_label_that_is_gone_to_is_there_once(script: Path) -> None:
 
 
 @named
-def test_a_line_is_no_longer_than_cmd_takes(script: Path) -> None:
+def test_a_line_is_not_longer_than_the_limit_of_cmd(script: Path) -> None:
     """A label that crosses one of cmd.exe's blocks of 512 bytes is found all the same where lines end with CRLF."""
-    assert max(map(len, lines(script))) < 512
+    assert max(map(len, read_lines(script))) < 512
 
 
 @named
-def test_nothing_that_only_one_language_of_windows_has_is_looked_for(script: Path) -> None:
+def test_no_script_searches_for_text_of_one_windows_language(script: Path) -> None:
     for word in ("findstr", "ipconfig", "wmic", "powershell", "%DATE%", "%TIME%", "%COMPUTERNAME%", "timeout /"):
-        assert not any(word in line for line in commands(script)), word
+        assert not any(word in line for line in read_commands(script)), word
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in CALLED], ids=lambda path: path.name)
-def test_every_script_has_a_usage_that_tells_its_exit_statuses(script: Path) -> None:
-    text = "\n".join(lines(script))
+def test_every_script_has_a_usage_with_its_exit_statuses(script: Path) -> None:
+    text = "\n".join(read_lines(script))
     usage = text.partition(":usage\n")[2]
 
     told = set(re.findall(r"^echo   (\d)  ", usage, re.MULTILINE))
@@ -157,7 +157,7 @@ def test_every_script_has_a_usage_that_tells_its_exit_statuses(script: Path) -> 
 
 
 @pytest.mark.parametrize("path", AGENTS, ids=lambda path: path.name)
-def test_the_agent_of_each_role_keeps_what_it_has_to(path: Path) -> None:
+def test_the_settings_of_each_role_are_complete(path: Path) -> None:
     settings = json.loads(path.read_bytes())
 
     assert settings == {
@@ -172,7 +172,7 @@ def test_the_agent_of_each_role_keeps_what_it_has_to(path: Path) -> None:
     }
 
 
-def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> None:
+def test_serf_starts_with_both_settings_files(tmp_path: Path) -> None:
     """Those that install.bat writes beside them; the whole of install.bat is run by `make test-windows`."""
     if shutil.which("serf") is None:
         pytest.skip("no serf here")
@@ -190,11 +190,11 @@ def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> Non
 
     command = ["serf", "agent", "-config-dir=conf"]
     with (
-        (tmp_path / "said").open("wb") as said,
-        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=tmp_path) as agent,
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path) as agent,
     ):
         deadline = time.monotonic() + 20
-        while b"agent running" not in (tmp_path / "said").read_bytes() and time.monotonic() < deadline:
+        while b"agent running" not in (tmp_path / "output").read_bytes() and time.monotonic() < deadline:
             time.sleep(0.05)
         asked = subprocess.run(
             ["serf", "info", f"-rpc-addr={own['rpc_addr']}", "-rpc-auth=token"],
@@ -212,7 +212,7 @@ def test_serf_takes_the_settings_with_those_of_the_server(tmp_path: Path) -> Non
     ]
 
 
-def test_the_task_has_no_time_limit_and_starts_again() -> None:
+def test_the_task_has_no_time_limit_and_restarts() -> None:
     space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
     root = ET.parse(FOLDER / "serf-task.xml").getroot()
     found = {one.tag.removeprefix(space): (one.text or "").strip() for one in root.iter()}
@@ -245,7 +245,7 @@ def test_the_task_has_no_time_limit_and_starts_again() -> None:
     assert "BootTrigger" in found
 
 
-def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
+def test_winsw_stops_the_agent_with_a_leave_and_waits_for_it() -> None:
     root = ET.parse(FOLDER / "serf-service.xml").getroot()
     found = {one.tag: one.text for one in root}
 
@@ -257,25 +257,25 @@ def test_winsw_stops_by_leaving_and_has_time_for_it() -> None:
 
 
 @pytest.mark.parametrize("part", ["task", "winsw", "nssm"])
-def test_uninstall_goes_on_where_somebody_has_removed_the_service_by_hand(part: str) -> None:
-    said = commands(FOLDER / "uninstall.bat")
-    at = said.index(f":{part}")
+def test_uninstall_continues_where_the_service_was_removed_by_hand(part: str) -> None:
+    commands = read_commands(FOLDER / "uninstall.bat")
+    at = commands.index(f":{part}")
 
     removed, look = '"%ERRORLEVEL%"=="0" exit /b 0', 'if "%ERRORLEVEL%"=="0" set "RC=1"'
-    assert [said[at + 2], said[at + 4], said[at + 5]] == [f"if {removed}", look, "exit /b 0"]
-    assert said[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
+    assert [commands[at + 2], commands[at + 4], commands[at + 5]] == [f"if {removed}", look, "exit /b 0"]
+    assert commands[at + 3] == f"{'schtasks /query /tn' if part == 'task' else 'sc query'} serf >nul 2>&1"
 
 
-def test_who_may_not_make_the_agent_leave_does_not_keep_it_from_being_started_again() -> None:
+def test_a_leave_without_permission_does_not_prevent_a_restart() -> None:
     """`left` is there before the agent is asked, so that whoever starts it again cannot miss it."""
-    said = commands(FOLDER / "leave-cluster.bat")
+    commands = read_commands(FOLDER / "leave-cluster.bat")
 
-    assert said[said.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
+    assert commands[commands.index(":not_allowed") + 1] == 'if exist "%DATA%\\left" del /q "%DATA%\\left"'
 
 
-def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
+def test_nssm_gives_serf_time_to_leave_and_restarts_it() -> None:
     settings = re.findall(
-        r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
+        r'^"%NSSM%" set serf (\S+) (.*) >nul$', "\n".join(read_commands(FOLDER / "serf-nssm.bat")), re.MULTILINE
     )
 
     assert {key: value for key, value in settings if key in ("AppStopMethodConsole", "AppExit", "AppRestartDelay")} == {
@@ -285,17 +285,17 @@ def test_nssm_gives_serf_time_to_leave_and_starts_it_again() -> None:
     }
 
 
-def test_an_ipv6_address_that_serf_would_not_take_is_refused() -> None:
-    text = "\n".join(commands(FOLDER / "install.bat"))
+def test_an_ipv6_address_that_serf_rejects_is_refused() -> None:
+    text = "\n".join(read_commands(FOLDER / "install.bat"))
     looks = 'if not defined DOTTED if not "%ADDRESS:~0,1%"=="[" set "WRONG='
 
     assert text.index('set "WRONG="') < text.index('"tokens=2 delims=." %%x in ("%ADDRESS%")') < text.index(looks)
     assert text.index(looks) < text.index("if defined WRONG goto refused")
 
 
-def test_every_variable_of_ours_is_documented() -> None:
+def test_every_variable_of_the_scripts_is_documented() -> None:
     asked = {
-        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(commands(script)))
+        name for script in SCRIPTS for name in re.findall(r"if defined (LBAGENT_\w+)", "\n".join(read_commands(script)))
     }
 
     assert asked

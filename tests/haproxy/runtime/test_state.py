@@ -27,7 +27,7 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
     lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain 127.0.0.1:1\n"
     lb.text += b"    server out 127.0.0.1:1 disabled\n    server drained 127.0.0.1:1\n"
     with Haproxy(lb) as haproxy:
-        haproxy.ask("set server lb-iis/drained state drain")
+        haproxy.send("set server lb-iis/drained state drain")
 
         def said() -> state.Stats:
             return state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5))
