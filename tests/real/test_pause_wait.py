@@ -218,8 +218,8 @@ def test_a_spinner_shows_which_load_balancer_has_not_answered(balanced_pair: tup
     gate, before = other.lb.hold_checks(), other.lb.checks  # the handler of lb02 hangs
     terminal = start_on_terminal(one, "pause", "db01")
     terminal.wait_for("waiting for lb02")
-    wait_until(lambda: other.lb.checks > before)
     shown = terminal.screen
+    wait_until(lambda: other.lb.checks > before)
     gate.touch()
     status, _ = terminal.wait_for_end()
 
