@@ -9,6 +9,7 @@ but a well-formed `server` line of a known role with an address that the role al
 from __future__ import annotations
 
 import contextlib
+import copy
 import ipaddress
 import json
 import os
@@ -502,11 +503,11 @@ class Lab:
             if not isinstance(spot[key], dict | list) or not spot[key] or chance.random() < 0.25:
                 what = chance.randrange(4)
                 if what == 0 and isinstance(spot, dict):
-                    spot[chance.choice(NAMES)] = chance.choice(VALUES)
+                    spot[chance.choice(NAMES)] = copy.deepcopy(chance.choice(VALUES))
                 elif what == 1:
                     del spot[key]
                 else:
-                    spot[key] = chance.choice(VALUES)
+                    spot[key] = copy.deepcopy(chance.choice(VALUES))
                 return
             spot = spot[key]
 
