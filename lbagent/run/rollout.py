@@ -250,11 +250,8 @@ class Rollout:
         """Return how the worker differs from the plan, or why that is unknown; empty if it does not."""
         if self.runtime_changes is None:
             return ""
-        deadline = time.monotonic() + _SETTLE_LIMIT
         try:
-            # HAProxy 3.0 and later change the address of a server some time after they have confirmed the command.
-            while (differences := self.runtime_changes.find_differences()) and time.monotonic() < deadline:
-                time.sleep(_POLL_INTERVAL)
+            differences = self.runtime_changes.find_lasting_differences()
         except SessionError as error:
             return f"not compared: {error}"
         return f"{_DIFFERS}: {'; '.join(differences.values())}" if differences else ""
@@ -270,7 +267,7 @@ class Rollout:
             if not (found := changes.find_differences()):
                 return RepairReport()
             changes.fix_servers(found)
-            remaining = changes.find_differences()
+            remaining = changes.find_lasting_differences()
         except SessionError as error:
             return RepairReport((f"not compared: {error}",), is_good=False)
         lines = (f"{'not fixed' if key in remaining else 'fixed'}: {text}" for key, text in found.items())
@@ -518,6 +515,16 @@ class RuntimeChanges:
             if changes and (changes.is_disabled(key, line) or changes.has_agent(key, line))
         }
         return find_differences(self._session.fetch_states(), self._wanted, self._in_maintenance, may_be_out)
+
+    def find_lasting_differences(self) -> Mapping[Key, str]:
+        """Return the differences that are left after the commands have had time to take effect. Raises SessionError.
+
+        HAProxy 3.0 and later change the address of a server some time after they have confirmed the command.
+        """
+        deadline = time.monotonic() + _SETTLE_LIMIT
+        while (differences := self.find_differences()) and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL)
+        return differences
 
     def delete_removed_servers(self) -> bool:
         """Delete the servers in maintenance whose sessions have ended, where HAProxy can; return whether any was."""

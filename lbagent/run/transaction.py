@@ -57,9 +57,8 @@ class AppliedState:
             return True
         # HAProxy was started or reloaded by another process after the last change of the file.
         if self._haproxy.has_read_since(self._snapshot.changed_at, self._snapshot.size):
-            self.served, self.assumed_worker = Served(digest, worker, in_maintenance=self.served.in_maintenance), worker
-            with contextlib.suppress(OSError):  # on a full disk the next run finds out again
-                self._store.save_served(self.served)
+            self.record_worker(worker, self.served.in_maintenance)
+            self.assumed_worker = worker
             return True
         return False
 
@@ -69,7 +68,7 @@ class AppliedState:
         is_same = self.served.digest == self._snapshot.document.compute_digest()
         return is_same and confirmed is not None and confirmed != worker
 
-    def record_worker(self, worker: Worker, in_maintenance: ServersInMaintenance) -> None:
+    def record_worker(self, worker: Worker | None, in_maintenance: ServersInMaintenance) -> None:
         """Record that this worker runs the managed lines of the file."""
         self.served = Served(self._snapshot.document.compute_digest(), worker, in_maintenance=in_maintenance)
         with contextlib.suppress(OSError):  # on a full disk the next run finds out again
@@ -153,6 +152,8 @@ class Transaction:
         """Why HAProxy refuses the lines of a node, by node."""
         self._waiting_nodes: frozenset[str] = frozenset()
         """Nodes whose change needs a reload that is postponed."""
+        self._fixed = ""
+        """What a comparison with HAProxy has fixed."""
         self._postponed: str | None = None
         """Why the reload is postponed."""
         self.membership = membership
@@ -275,12 +276,22 @@ class Transaction:
         applied, worker = attempt.applied, attempt.haproxy.find_worker()
         if not (self._roles.haproxy.runtime and self._options.reload and worker and applied.has_same_lines(worker)):
             return False
-        rollout = Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
-        _, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=True)
+        rollout, is_good = self._compare_with_haproxy(attempt, worker, urgent=True)
         if not is_good or rollout.runtime_changes is None:
             return False
         applied.record_worker(worker, rollout.runtime_changes.in_maintenance)
         return applied.is_up_to_date(attempt.plan, attempt.full_plan)
+
+    def _compare_with_haproxy(self, attempt: _Attempt, worker: Worker, *, urgent: bool) -> tuple[Rollout, bool]:
+        """Compare what the worker runs with the plan, and fix differences; return whether all is fixed."""
+        rollout = self._make_rollout(attempt)
+        fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent)
+        self._fixed = fixed or self._fixed
+        self.withdrawn, self.confirmed_withdrawn = rollout.withdrawn, rollout.confirmed_withdrawn
+        return rollout, is_good
+
+    def _make_rollout(self, attempt: _Attempt) -> Rollout:
+        return Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
 
     def _validate_unchanged(self, attempt: _Attempt) -> None:
         """With the option `verify`, raise Refused if HAProxy refuses the present text."""
@@ -299,24 +310,22 @@ class Transaction:
         Raises Refused if the text stays only because HAProxy refuses the lines of some nodes.
         """
         plan, full_plan, applied = attempt.plan, attempt.full_plan, attempt.applied
-        worker, fixed = attempt.haproxy.find_worker(), ""
+        worker = attempt.haproxy.find_worker()
         if worker and self._options.reload:
-            rollout = Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
             withheld = list_withheld_servers(attempt.document, plan, full_plan)
             is_suspect = self._options.compare or not applied.served.is_complete
             if not self._roles.haproxy.runtime:
+                rollout = self._make_rollout(attempt)
                 self._withdraw_kept_servers(attempt.document, rollout, plan, full_plan)
                 if not applied.served.is_complete and rollout.can_record():
                     return None
             elif applied.assumed_worker or is_suspect or not applied.has_withdrawn(withheld):
-                fixed, good = rollout.compare_and_fix(plan, full_plan, worker, urgent=bool(withheld))
-                self.withdrawn, self.confirmed_withdrawn = rollout.withdrawn, rollout.confirmed_withdrawn
-                if is_suspect and not good:
+                _, is_good = self._compare_with_haproxy(attempt, worker, urgent=bool(withheld))
+                if is_suspect and not is_good:
                     return None
             if self._roles.haproxy.runtime and applied.has_removed_servers(plan):
-                rollout = Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
-                rollout.delete_removed_servers(plan, full_plan, worker)
-        outcome = Outcome(Verdict.UNCHANGED, fixed or QUIET, blocked=plan.blocked, running=worker is not None)
+                self._make_rollout(attempt).delete_removed_servers(plan, full_plan, worker)
+        outcome = Outcome(Verdict.UNCHANGED, self._fixed or QUIET, blocked=plan.blocked, running=worker is not None)
         self.applied_outcome = outcome
         if self._refused_nodes:
             node, reason = next(iter(self._refused_nodes.items()))
@@ -328,8 +337,7 @@ class Transaction:
 
     def _start_rollout(self, attempt: _Attempt) -> Rollout:
         """Start the rollout: withdraw traffic first, whatever happens to the rest."""
-        rollout = Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
-        worker = attempt.haproxy.find_worker()
+        rollout, worker = self._make_rollout(attempt), attempt.haproxy.find_worker()
         if self._roles.haproxy.runtime and self._options.reload and worker:
             self.reasons = rollout.reasons
             self.withdrawn = rollout.withdraw_removed_servers(
