@@ -22,6 +22,7 @@ import pytest
 from scenarios.browser import Browser
 from tests.helpers.daemon import run_watch
 from tests.helpers.pair import Balancer, join_both, run_pair
+from tests.helpers.real_programs import CONFIG as ONE_SERVICE
 from tests.helpers.real_programs import Backend, SerfAgent, wait_until
 from tests.helpers.web_page import PASSWORD, USER, WebPage
 
@@ -29,24 +30,8 @@ HERE = Path(__file__).resolve().parent.parent
 AXE = HERE / "build" / "axe" / "axe_playwright_python" / "axe.min.js"
 PICTURES = HERE / "build" / "web"
 
-CONFIG = """\
-global
-    stats socket {socket} mode 600 level admin expose-fd listeners
-    hard-stop-after 2s
-
-defaults
-    mode http
-    timeout connect 1s
-    timeout client 10s
-    timeout server 10s
-    option idle-close-on-response
-    option redispatch
-
-listen lb-iis
-    bind 127.0.0.1:{front}
-    balance roundrobin
-    # additional-lb-iis-server
-
+CONFIG = f"""\
+{ONE_SERVICE.replace("option httpclose", "option redispatch")}
 backend lb-api
     balance leastconn
     # additional-lb-api-server
