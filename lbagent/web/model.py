@@ -6,9 +6,13 @@ from another version of lbagent: what is missing or has the wrong type is an err
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+Value = TypeVar("Value")
 
 HEARTBEAT_LATE = 120.0
 """Seconds without a pass of the daemon's main loop after which it counts as hanging; one reload waits 30 s at most."""
@@ -276,100 +280,57 @@ def parse_balancer(found: Mapping[str, Any], now: float) -> Balancer:
 
 def _parse_status(found: Mapping[str, Any]) -> Status:
     served, run = found["served"], found["run"]
-    return Status(
-        _get(found, "at", int),
-        _get_optional(found, "digest", str),
-        _get_optional(found, "confirmed", bool),
-        _get_optional(served, "worker", int) if served else None,
-        _get_optional(found["stats_socket"], "error", str),
-        _get_optional(found["events"], "pending", int),
-        _get_optional(found["sync"], "at", int),
-        _get_optional(found["sync"], "failing", int),
-        _get_optional(found["daemon"], "running", bool),
-        (_get(run, "at", int), _get(run, "status", int), _get(run, "words", str)) if run else None,
-        _get_optional(found, "next_retry", int),
-        [*_list_texts(found["blocked"])],
-        [*_list_texts(found["notes"])],
-        [Problem(_get(one, "kind", str), _get(one, "what", str), _get_optional(one, "since", int))
-         for one in found["wrong"]],
-        [_parse_peer(one) for one in found["peers"]],
-        {node.name: node for node in map(_parse_node, found["nodes"])},
-    )  # fmt: skip
-
-
-def _parse_peer(found: Mapping[str, Any]) -> Peer:
-    return Peer(
-        _get(found, "name", str),
-        _get(found, "address", str),
-        _get(found, "status", str),
-        _get_optional(found, "equal", bool),
-        _get_optional(found, "seen", int),
-        _get(found, "answers", bool),
-        str(found.get("status_line") or "") or None,
+    return _parse(
+        Status,
+        found,
+        worker=_get(served, "worker", int | None) if served else None,
+        stats_error=_get(found["stats_socket"], "error", str | None),
+        pending=_get(found["events"], "pending", int | None),
+        sync_at=_get(found["sync"], "at", int | None),
+        sync_failing=_get(found["sync"], "failing", int | None),
+        daemon_running=_get(found["daemon"], "running", bool | None),
+        run=(_get(run, "at", int), _get(run, "status", int), _get(run, "words", str)) if run else None,
+        blocked=_list_texts(found["blocked"]),
+        notes=_list_texts(found["notes"]),
+        wrong=[_parse(Problem, one) for one in found["wrong"]],
+        peers=[_parse(Peer, one, status_line=str(one.get("status_line") or "") or None) for one in found["peers"]],
+        nodes={node.name: node for node in map(_parse_node, found["nodes"])},
     )
 
 
 def _parse_node(found: Mapping[str, Any]) -> Node:
-    pause, quarantine, tags = found["pause"], found["quarantine"], found["tags"]
-    return Node(
-        _get(found, "name", str),
-        _get_optional(found, "address", str),
-        _get_optional(found, "role", str),
-        _get_optional(found, "status", str),
-        _get(found, "state", str),
-        _get_optional(found, "since", int),
-        _get(found, "why", str),
-        pause and _parse_pause(pause),
-        _get(found, "paused_by_tag", bool),
-        (_get(quarantine, "since", int), _get(quarantine, "reason", str)) if quarantine else None,
-        tags if tags is None else {str(key): str(value) for key, value in tags.items()},
-        [*_list_texts(found["change"]["added"])],
-        [*_list_texts(found["change"]["removed"])],
-        [_parse_server(one) for one in found["servers"]],
-    )
-
-
-def _parse_pause(found: Mapping[str, Any]) -> Pause:
-    since, until = _get(found, "since", int), _get_optional(found, "until", int)
-    return Pause(since, _get(found, "by", str), _get(found, "reason", str), until)
-
-
-def _parse_server(found: Mapping[str, Any]) -> Server:
-    return Server(
-        _get(found, "proxy", str),
-        _get_optional(found, "server", str),
-        _get(found, "address", str),
-        _get(found, "line", str),
-        _get_optional(found, "state", str),
-        _get_optional(found, "sessions", int),
+    pause, quarantine, tags, change = found["pause"], found["quarantine"], found["tags"], found["change"]
+    return _parse(
+        Node,
+        found,
+        pause=pause and _parse(Pause, pause),
+        quarantine=(_get(quarantine, "since", int), _get(quarantine, "reason", str)) if quarantine else None,
+        tags=tags if tags is None else {str(key): str(value) for key, value in tags.items()},
+        added=_list_texts(change["added"]),
+        removed=_list_texts(change["removed"]),
+        servers=[_parse(Server, one) for one in found["servers"]],
     )
 
 
 def _parse_entry(found: Mapping[str, Any]) -> Entry:
-    return Entry(
-        _get(found, "at", int),
-        _get(found, "why", str),
-        _get(found, "outcome", str),
-        _get(found, "words", str),
-        _get(found, "reloaded", bool),
-        _get_optional(found, "ms", int),
-        [*_list_texts(found["added"])],
-        [*_list_texts(found["removed"])],
-        _get(found, "added_count", int),
-        _get(found, "removed_count", int),
-    )
+    return _parse(Entry, found, added=_list_texts(found["added"]), removed=_list_texts(found["removed"]))
 
 
-def _get(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # of the requested kind
+_find_types = functools.cache(get_type_hints)
+
+
+def _parse(kind: Callable[..., Value], found: Mapping[str, Any], **given: Any) -> Value:  # noqa: ANN401  # any field
+    """Return a tuple whose fields are `given`, or else the keys of the same name, with the types of the fields."""
+    types = _find_types(kind)
+    return kind(**{name: given[name] if name in given else _get(found, name, types[name]) for name in types})
+
+
+def _get(found: Mapping[str, Any], key: str, kind: type | UnionType) -> Any:  # noqa: ANN401  # of the requested kind
     value = found[key]
     if not isinstance(value, kind):
         raise TypeError(f"{key!r} is {str(value)[:40]!r}")
     return value
 
 
-def _get_optional(found: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401  # as above
-    return None if found[key] is None else _get(found, key, kind)
-
-
-def _list_texts(found: Sequence[Any]) -> Iterator[str]:
-    yield from map(str, found)
+def _list_texts(found: Sequence[Any]) -> list[str]:
+    return [str(one) for one in found]
