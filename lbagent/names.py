@@ -45,6 +45,9 @@ _CAREFUL = ("127.", *_NEVER_V4)
 _SHAPE = str.maketrans("123456789", "000000000")
 
 
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
 def are_names(texts: Collection[str]) -> bool:
     """Return whether every text is a valid node name. Fast for thousands of names."""
     text = "\n".join([*texts, ""])
@@ -104,6 +107,13 @@ def make_printable(words: str) -> str:
 def brief(words: str, limit: int = 500) -> str:
     """Cut `words` to at most `limit` characters: output of other programs may have any size."""
     return words if len(words) <= limit else f"{words[: limit - 2]} …"
+
+
+def format_age(seconds: float) -> str:
+    """Return a time span in the largest unit of which there are at least two: `45s`, `90m`, `3h`, `120d`."""
+    whole = max(0, int(seconds))
+    size, unit = next(((size, unit) for size, unit in _UNITS if whole >= 2 * size), _UNITS[-1])
+    return f"{whole // size}{unit}"
 
 
 def format_count(count: int, noun: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 DEFAULT_ROLES = "/etc/lbagent/roles.yml"
 DEFAULT_STATE_DIR = "/var/lib/lbagent"
 DEFAULT_RUNTIME_DIR = "/run/lbagent"
+STATUS_SOCKET = "status.sock"
+"""Name of the daemon's status socket in the runtime directory."""
 
 
 _Fields = namedtuple("_Fields", "roles state_dir verbose", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store

@@ -12,7 +12,7 @@ from lbagent.checks.files import Account, may_access
 from lbagent.checks.finding import Finding, Kind, error, ok, unreadable, warning
 from lbagent.metrics import Last
 from lbagent.settings import Settings, load_settings
-from lbagent.state.lock import is_locked
+from lbagent.state.lock import is_locked, list_holders
 from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system import processes
@@ -43,14 +43,8 @@ def handler_only_stores(paths: Paths, account: Account | None) -> bool:
 
 def find_lock_holder(path: str) -> Process | None:
     """Return the process that holds the flock on `path`; None where there is none, or in another pid namespace."""
-    try:
-        inode = f":{os.stat(path).st_ino}"
-        with open("/proc/locks", encoding="ascii") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return None
-    pids = (int(row[4]) for row in rows if row[1] == "FLOCK" and row[-3].endswith(inode))
-    return next((one for pid in pids if pid > 0 and (one := processes.read_process(pid))), None)
+    pids = (pid for pid in list_holders(path) if pid > 0)
+    return next((one for pid in pids if (one := processes.read_process(pid))), None)
 
 
 def check_daemon(paths: Paths, account: Account | None) -> Iterator[Finding]:

@@ -16,28 +16,35 @@ from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, Usag
 from lbagent.haproxy import config_files
 from lbagent.membership.model import find_member, find_paused
 from lbagent.membership.storage import Damaged
-from lbagent.membership.updates import UNKNOWN_NODE
+from lbagent.membership.updates import UNKNOWN_NODE, is_confirmation
 from lbagent.names import NAME, canonical_address, make_printable
 from lbagent.planning import services as planning_services
-from lbagent.run.command import CommandEvent, is_confirmation, run_commands
+from lbagent.run.command import CommandEvent, run_commands
 from lbagent.run.engine import Engine
 from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
 from lbagent.serf import agent
-from lbagent.serf.events import REASON_LIMIT, TYPED, Command, Malformed, parse_command, parse_duration
-from lbagent.serf.member_list import ListedMember, find_peers, find_unreachable_peers
+from lbagent.serf.events import (
+    QUERIES,
+    REASON_BYTES,
+    REASON_LIMIT,
+    TYPED,
+    Command,
+    Malformed,
+    can_send_reason,
+    parse_command,
+    parse_time,
+)
+from lbagent.serf.member_list import (
+    NOT_REACHABLE,
+    ListedMember,
+    explain_no_query,
+    find_peers,
+    find_unreachable_peers,
+)
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
-
-QUERY_TIMEOUTS = (1, 2, 3, 4)
-"""Seconds that another load balancer has for its answer, each time it is asked."""
-
-_LONGEST = 10 * 365 * 86400
-_REASON_BYTES = 400
-"""Serf accepts 1,024 for a whole query, with the names of the nodes that are asked."""
-
-_QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
 
 _INTERVAL = 2.0
 """Seconds between two counts of the open sessions."""
@@ -70,9 +77,9 @@ def pause(nodes: Sequence[str], lasting: str | None, reason: str | None, *, wait
         words.append(f"until={int(time.time()) + _parse_time('--for', lasting)}")
     limit = _parse_time("--wait", wait) if isinstance(wait, str) else float("inf") if wait else None
     plain = " ".join((reason or "").split())
-    size = len(plain.encode("utf-8", "surrogateescape"))
-    if not plain.isprintable() or len(plain) > REASON_LIMIT or size > _REASON_BYTES:
-        limits = f"{REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes"
+    if not can_send_reason(plain):
+        size = len(plain.encode("utf-8", "surrogateescape"))
+        limits = f"{REASON_LIMIT} printable characters, of {REASON_BYTES} bytes"
         raise UsageError(f"--reason has {len(plain)} characters, of {size} bytes: at most {limits}, can be sent")
     return _make_verb("pause", nodes, [*words, f"reason={plain}"] if plain else words, force=force, limit=limit)
 
@@ -89,8 +96,8 @@ def forget(nodes: Sequence[str], *, force: bool) -> Verb:
 
 def _parse_time(option: str, text: str) -> int:
     """Return the seconds of a time such as 2h. Raises UsageError."""
-    seconds = parse_duration(text)
-    if not seconds or seconds > _LONGEST:
+    seconds = parse_time(text)
+    if seconds is None:
         raise UsageError(f"{option} {text[:40]!r} is not a time such as 90s, 15m, 2h or 7d, of at most ten years")
     return seconds
 
@@ -190,7 +197,7 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
         return
     alive = [one.name for one in cluster.others if one.status == "alive"]
     try:
-        for attempt, seconds in enumerate(QUERY_TIMEOUTS):
+        for attempt, seconds in enumerate(agent.COMMAND_TIMEOUTS):
             for position, (node, payload) in enumerate(payloads.items()):
                 # A load balancer that has not answered for any node is asked again for the first node only.
                 silent = rows.list_silent(node, alive)
@@ -200,14 +207,14 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
                     # This load balancer too: its handler has to receive the LTime that orders all that follows.
                     asked = [cluster.myself, *asked]
                 if asked:
-                    agent.send_query(_QUERIES[verb], payload, asked, [seconds], rows.make_callback(node))
+                    agent.send_query(QUERIES[verb], payload, asked, [seconds], rows.make_callback(node))
     except TryAgain as error:
         rows.add_for_all("others", f"not asked: {error}")
         return
     for one in cluster.others:
-        rows.add_for_all(one.name, "not answered" if one.status == "alive" else f"not asked: {one.status} in Serf")
+        rows.add_for_all(one.name, explain_no_query(one.status) or "not answered")
     for name in cluster.unreachable:
-        rows.add_for_all(name, "not asked: its name or address in Serf is invalid")
+        rows.add_for_all(name, NOT_REACHABLE)
 
 
 class Rows:

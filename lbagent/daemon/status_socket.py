@@ -18,16 +18,14 @@ from lbagent.daemon.background import run_in_thread
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
+from lbagent.settings import STATUS_SOCKET
 from lbagent.state import history
-from lbagent.state.lock import is_listed_by_kernel
+from lbagent.state.lock import list_holders
 from lbagent.status.collect import collect_status
 from lbagent.system.log import Log, format_error
 
 VERSION = 1
 """Version of the object: it grows by keys; what a key means changes only with this number."""
-
-SOCKET = "status.sock"
-"""Name of the socket in the runtime directory."""
 
 GROUP = "lbagent-web"
 """The group that may connect."""
@@ -53,7 +51,7 @@ class StatusSocket:
 
     def __init__(self, folder: str, engine: Engine, log: Log) -> None:
         """Listen in `folder`; `engine` is used by no other thread. Raises OSError."""
-        self._path, self._engine, self._log = os.path.join(folder, SOCKET), engine, log
+        self._path, self._engine, self._log = os.path.join(folder, STATUS_SOCKET), engine, log
         self.heartbeat = time.time()
         """When the daemon's main loop was last active, in epoch seconds."""
         self._listener = _listen(self._path)
@@ -122,7 +120,7 @@ class StatusSocket:
         return self._name or os.uname().nodename
 
     def _is_busy(self) -> bool:
-        return is_listed_by_kernel(self._engine.paths.lock)
+        return bool(list_holders(self._engine.paths.lock))
 
     def _served_version(self) -> tuple[int, int] | None:
         return _find_version(self._engine.paths.served)

@@ -46,6 +46,11 @@ UNKNOWN_NODE = {"pause": "unknown node, remembered", "resume": "unknown node", "
 _LEAVE_EVENTS = frozenset({"member-leave", "member-reap"})
 
 
+def is_confirmation(answer: str) -> bool:
+    """Return whether the answer of a load balancer is a confirmation, also one with notes behind it."""
+    return answer.split(",", maxsplit=1)[0] == DONE
+
+
 class UpdateResult(NamedTuple):
     """Membership after a batch of events, and what to answer, record and log."""
 

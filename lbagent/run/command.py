@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lbagent.errors import LbagentError, NotStored
-from lbagent.membership.updates import DONE
 from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop, explain_waiting_event, store_event
 from lbagent.run.replies import QUEUED, FinishedRun, format_failure, format_reply
@@ -53,11 +52,6 @@ def run_commands(
     finally:
         # Events that arrived meanwhile found the lock busy, and the next run may be hours away. The sender waits.
         _run_while_spooled(loop, engine, log)
-
-
-def is_confirmation(answer: str) -> bool:
-    """Return whether an answer, from this load balancer or another, is a confirmation."""
-    return answer.split(",", maxsplit=1)[0] == DONE
 
 
 def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:

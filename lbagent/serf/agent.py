@@ -25,6 +25,9 @@ _TIMEOUT = 5.0
 _MORE = 2.0
 """Seconds that a query may take beyond its own timeout."""
 
+COMMAND_TIMEOUTS = (1, 2, 3, 4)
+"""Seconds that another load balancer has for its answer to a command, each time it is asked."""
+
 NAME = "serf.env"
 
 _KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")

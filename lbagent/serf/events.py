@@ -18,9 +18,16 @@ USER, QUERY, TYPED = "user", "query", "typed"
 """The clocks that order commands. One typed at an operator's prompt has no LTime."""
 
 REASON_LIMIT = 200
+REASON_BYTES = 400
+"""Limit of a reason that is sent: Serf accepts 1,024 bytes for a whole query, with the names of the nodes asked."""
+
+QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
+"""The Serf query of each verb that goes to all load balancers."""
+
 _SENDER = re.compile(rf"(?:{NAME.pattern}@)?{NAME.pattern}")
 _MINUTE = 60
 _UNITS = {"s": 1, "m": _MINUTE, "h": 60 * _MINUTE, "d": 24 * 60 * _MINUTE}
+_LONGEST = 10 * 365 * 24 * 60 * _MINUTE
 _DURATION_DIGITS = 7
 _EPOCH_DIGITS = 11
 
@@ -176,6 +183,18 @@ def parse_duration(text: str) -> int | None:
     if unit in _UNITS and digits.isascii() and digits.isdigit() and len(digits) <= _DURATION_DIGITS:
         return int(digits) * _UNITS[unit]
     return None
+
+
+def parse_time(text: str) -> int | None:
+    """Return the seconds of a time that an operator enters, from 1 s to ten years; None for anything else."""
+    seconds = parse_duration(text)
+    return seconds if seconds and seconds <= _LONGEST else None
+
+
+def can_send_reason(reason: str) -> bool:
+    """Return whether a reason has printable characters only, and few enough for a query."""
+    size = len(reason.encode("utf-8", "surrogateescape"))
+    return reason.isprintable() and len(reason) <= REASON_LIMIT and size <= REASON_BYTES
 
 
 def _split_reason(words: list[str]) -> tuple[list[str], str]:

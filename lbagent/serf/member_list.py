@@ -100,10 +100,19 @@ def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
 
+NOT_REACHABLE = "not asked: its name or address in Serf is invalid"
+"""Why none of `find_unreachable_peers` gets a query."""
+
+
 def find_unreachable_peers(listed: MemberList, myself: AgentInfo) -> tuple[str, ...]:
     """Return the load balancers that cannot be queried, because their name or address is invalid."""
     mine = _find_own_role(myself)
     return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
+
+
+def explain_no_query(status: str) -> str:
+    """Return why a load balancer with this status gets no query; empty where it gets one."""
+    return "" if status == "alive" else f"not asked: {status} in Serf"
 
 
 def _find_own_role(myself: AgentInfo) -> str:

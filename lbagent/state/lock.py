@@ -82,7 +82,7 @@ def is_locked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
-        return is_listed_by_kernel(path)
+        return bool(list_holders(path))
     except OSError:
         return False
     try:
@@ -135,14 +135,17 @@ def _is_same_file(path: str, descriptor: int) -> bool:
     return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def is_listed_by_kernel(path: str) -> bool:
-    """Return whether /proc/locks, which any user may read, lists a flock on the file at `path`."""
+def list_holders(path: str) -> list[int]:
+    """Return the pids with a flock on the file at `path`, from /proc/locks, which any user may read.
+
+    The pid is 0 or negative where the process is in another pid namespace.
+    """
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
         # Compare the inode only: on some file systems the device differs from that of stat.
         inode = f":{os.stat(path).st_ino}"
         rows = (line.split() for line in file)
-        return any(row[1] == "FLOCK" and row[-3].endswith(inode) for row in rows)
-    return False
+        return [int(row[4]) for row in rows if row[1] == "FLOCK" and row[-3].endswith(inode)]
+    return []
 
 
 def _try_flock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lbagent.membership.peers import Peer
-from lbagent.names import format_count, make_printable
+from lbagent.names import format_age, format_count, make_printable
 from lbagent.status.nodes import NOT_MANAGED, Node, State
 from lbagent.status.report import Report, Served
 
@@ -25,8 +25,6 @@ COLUMNS = ("NODE", "ADDRESS", "ROLE", "WHERE", "STATE", "SINCE", "HAPROXY", "OPE
 _NOTHING = "-"
 _ROLES = 10
 """Roles that are listed before `and N more roles`."""
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 class Row(NamedTuple):
@@ -101,12 +99,6 @@ def list_footer(report: Report) -> list[Line]:
 def flatten(text: str) -> str:
     """Return the text on one line, with printable characters only."""
     return make_printable(" ".join(text.split()))
-
-
-def format_age(seconds: int) -> str:
-    """Return a duration in the largest unit of which there are at least two: `45s`, `90m`, `3h`, `120d`."""
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= 2 * size), (1, "s"))
-    return f"{max(0, seconds) // size}{unit}"
 
 
 def shorten_state(state: str) -> str:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lbagent.errors import UsageError
 from lbagent.names import NAME
+from lbagent.serf.events import QUERIES
 from lbagent.system.log import Log, format_error
 from lbagent.web import access, orders
 from lbagent.web.pages import FOLDER, Pages, Viewer, select_entries
@@ -306,7 +307,7 @@ class _Web:
     async def start_order(self, request: Request) -> Response:
         """Send a command to all load balancers; the page that it leads to shows their answers."""
         name, verb = request.path_params["name"], request.path_params["verb"]
-        if verb not in orders.QUERIES or not NAME.fullmatch(name):
+        if verb not in QUERIES or not NAME.fullmatch(name):
             raise HTTPException(404, "No such command.")
         session, form = await self._authorize(request)
         try:

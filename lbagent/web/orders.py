@@ -14,25 +14,15 @@ from typing import NamedTuple
 from starlette.concurrency import run_in_threadpool
 
 from lbagent.errors import TryAgain
-from lbagent.membership.updates import DONE, UNKNOWN_NODE
+from lbagent.membership.updates import UNKNOWN_NODE, is_confirmation
 from lbagent.names import brief, make_printable
 from lbagent.serf import agent
-from lbagent.serf.events import REASON_LIMIT, parse_duration
-from lbagent.serf.member_list import find_peers, find_unreachable_peers
+from lbagent.serf.events import QUERIES, REASON_BYTES, REASON_LIMIT, can_send_reason, parse_time
+from lbagent.serf.member_list import NOT_REACHABLE, explain_no_query, find_peers, find_unreachable_peers
 from lbagent.system.log import Log
-
-QUERIES = {"pause": "pause", "resume": "resume", "forget": "lbagent-forget"}
-"""The Serf query of each command."""
-
-_WAITS = (1, 2, 3, 4)
-"""Seconds that a load balancer has for its answer, each time it is asked."""
 
 _KEPT, _AT_ONCE = 100, 4
 """Orders that are remembered, and that run at the same time."""
-
-_LONGEST = 10 * 365 * 86400
-_REASON_BYTES = 400
-"""Serf takes 1,024 bytes for a whole query, the names of the asked load balancers among them."""
 
 
 class BadForm(Exception):
@@ -96,7 +86,7 @@ class Answer(NamedTuple):
     @property
     def good(self) -> bool:
         """Whether it is a confirmation."""
-        return self.words.split(",", maxsplit=1)[0] == DONE
+        return is_confirmation(self.words)
 
 
 class Orders:
@@ -147,12 +137,18 @@ class Orders:
         order.asked = [info.name, *(one.name for one in others), *unreachable]
         alive = [info.name, *(one.name for one in others if one.status == "alive")]
         for one in others:
-            if one.status != "alive":
-                self._add(order, one.name, f"not asked: {one.status} in Serf")
+            if reason := explain_no_query(one.status):
+                self._add(order, one.name, reason)
         for name in unreachable:
-            self._add(order, name, "not asked: its name or address in Serf is invalid")
+            self._add(order, name, NOT_REACHABLE)
         payload = f"{order.node} by={order.user}@{info.name} {order.request.words}".rstrip()
-        agent.send_query(QUERIES[order.verb], payload, alive, _WAITS, lambda name, words: self._add(order, name, words))
+        agent.send_query(
+            QUERIES[order.verb],
+            payload,
+            alive,
+            agent.COMMAND_TIMEOUTS,
+            lambda name, words: self._add(order, name, words),
+        )
         for name in order.asked:
             if name not in order.answers:
                 self._add(order, name, "not answered")
@@ -169,12 +165,11 @@ def parse_form(verb: str, form: Mapping[str, str], now: int) -> Request:
         return Request()
     until = None
     if lasting := form.get("for", "").strip():
-        seconds = parse_duration(lasting)
-        if not seconds or seconds > _LONGEST:
+        seconds = parse_time(lasting)
+        if seconds is None:
             raise BadForm("Time: write 90s, 15m, 2h or 7d, at most ten years; or leave it empty.")
         until = now + seconds  # the same moment on every load balancer
     reason = " ".join(form.get("reason", "").split())
-    size = len(reason.encode("utf-8", "surrogateescape"))
-    if not reason.isprintable() or len(reason) > REASON_LIMIT or size > _REASON_BYTES:
-        raise BadForm(f"Reason: at most {REASON_LIMIT} printable characters, of {_REASON_BYTES} bytes.")
+    if not can_send_reason(reason):
+        raise BadForm(f"Reason: at most {REASON_LIMIT} printable characters, of {REASON_BYTES} bytes.")
     return Request(until, reason)

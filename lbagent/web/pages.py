@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import lbagent
-from lbagent.names import make_printable, sort_names
+from lbagent.names import format_age, make_printable, sort_names
 from lbagent.web.access import Session
 from lbagent.web.model import Balancer, Entry, Node, drop_outdated
 
@@ -20,8 +20,6 @@ FOLDER = os.path.dirname(__file__)
 
 ROWS = 500
 """Nodes on one page; more are reached by the filter."""
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 _HIDDEN = ("load balancer", "unknown role")
 """States of nodes that are not for this load balancer; listed only where the filter asks for them."""
@@ -127,13 +125,6 @@ def list_rows(balancers: Sequence[Balancer]) -> list[Row]:
 def select_entries(balancer: Balancer, node: str) -> list[Entry]:
     """Return the history, newest first; with a node, what concerns it."""
     return [one for one in balancer.history if not node or one.concerns(node)]
-
-
-def format_age(seconds: float) -> str:
-    """Return a time span in the largest unit of which there are two: `45s`, `90m`, `3h`, `120d`."""
-    whole = max(0, int(seconds))
-    size, unit = next(((size, unit) for size, unit in _UNITS if whole >= 2 * size), (1, "s"))
-    return f"{whole // size}{unit}"
 
 
 def format_stamp(at: float) -> str:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import uvicorn
 
 from lbagent.daemon import sd_notify
-from lbagent.daemon.status_socket import SOCKET
 from lbagent.errors import UsageError
+from lbagent.settings import STATUS_SOCKET
 from lbagent.system.log import Log
 from lbagent.web.access import Hosts, Users
 from lbagent.web.app import Site, build_app
@@ -40,7 +40,7 @@ def serve(options: Options, folder: str, log: Log) -> int:
     server: _Server | None = None
     names = [*options.hosts, address, *(["localhost"] if address in ("127.0.0.1", "::1") else [])]
     site = Site(
-        os.path.join(folder, SOCKET),
+        os.path.join(folder, STATUS_SOCKET),
         os.uname().nodename,
         parse_prefix(options.prefix),
         Hosts(names),

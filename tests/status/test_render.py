@@ -20,6 +20,7 @@ from lbagent.haproxy.runtime.state import ServerStats
 from lbagent.membership.model import FAILED, Pause
 from lbagent.membership.peers import Peer, Peers
 from lbagent.metrics import Last
+from lbagent.names import format_age
 from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
 from lbagent.status import render
@@ -319,7 +320,7 @@ def test_without_a_terminal_each_node_is_one_line() -> None:
     [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (7200, "2h"), (172799, "47h"), (172800, "2d")],
 )
 def test_an_age_is_short(seconds: int, told: str) -> None:
-    assert render.format_age(seconds) == told
+    assert format_age(seconds) == told
 
 
 def test_without_a_terminal_wide_characters_take_two_columns() -> None:
