@@ -10,6 +10,7 @@ from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Key
 from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find_member, find_paused
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
+from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import services
 from lbagent.planning.decisions import Note, OperatorLineNote
@@ -168,7 +169,7 @@ def count_sessions(
 
 def format_open_sessions(count: int) -> str:
     """Return the number of open sessions as words: `3 sessions still open`."""
-    return f"{count} session{'' if count == 1 else 's'} still open" if count else "no session open"
+    return f"{format_count(count, 'session')} still open" if count else "no session open"
 
 
 def parse_open_sessions(words: str) -> int:
