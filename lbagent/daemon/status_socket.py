@@ -11,10 +11,10 @@ import grp
 import json
 import os
 import socket
+import threading
 import time
 from typing import Any
 
-from lbagent.daemon.background import run_in_thread
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
@@ -58,7 +58,7 @@ class StatusSocket:
         self._content, self._sent_until = b"", float("-inf")
         self._name, self._named = "", float("-inf")
         self._history: tuple[tuple[int, int] | None, list[dict[str, Any]]] = (None, [])
-        run_in_thread(self._serve)
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
