@@ -14,7 +14,7 @@ from lbagent.errors import TryAgain
 from lbagent.haproxy import process, validation
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.reload import build_successor_command
-from lbagent.haproxy.runtime import socket
+from lbagent.haproxy.runtime import session
 from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
@@ -189,10 +189,10 @@ def _split_fix(refusal: TryAgain) -> tuple[str, str]:
 
 def check_stats_answers(lines: GlobalLines, running: RunningHaproxy) -> Iterator[Finding]:
     """Check whether each stats socket is answered, by this worker, with level admin."""
-    for address in socket.list_stats_sockets(lines):
+    for address in session.list_stats_sockets(lines):
         try:
-            level = socket.ask(address, "show cli level", _SOCKET_TIMEOUT).strip()
-            pid = socket.fetch_worker_pid(address, _SOCKET_TIMEOUT)
+            level = session.ask(address, "show cli level", _SOCKET_TIMEOUT).strip()
+            pid = session.fetch_worker_pid(address, _SOCKET_TIMEOUT)
         except PermissionError:
             yield unreadable(Kind.STATS_ANSWER, address, "this user may not connect to it")
         except OSError as refused:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lbagent.checks.finding import Finding, Kind, error, ok, warning
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer
-from lbagent.haproxy.words import split_words
+from lbagent.haproxy.reader import split_words
 from lbagent.names import format_count
 from lbagent.planning.plan import Plan
 

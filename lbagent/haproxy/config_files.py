@@ -12,7 +12,7 @@ from lbagent.haproxy import process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
-from lbagent.haproxy.runtime import socket, state
+from lbagent.haproxy.runtime import session, state
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
@@ -114,9 +114,9 @@ def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: Runnin
 
 def query_server_states(document: Document) -> Stats:
     """Return the server states from HAProxy; empty if no stats socket answers."""
-    for address in socket.list_stats_sockets(document.settings):
+    for address in session.list_stats_sockets(document.settings):
         with contextlib.suppress(OSError, ValueError):
-            return state.parse_stats(socket.ask(address, state.COMMAND, _QUERY_TIMEOUT))
+            return state.parse_stats(session.ask(address, state.STATS_COMMAND, _QUERY_TIMEOUT))
     return {}
 
 
