@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
-from lbagent.checks.candidate import Validator, find_refused_lines
+from lbagent.checks.roles import find_refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
+from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership, as_table
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, SyncMerge
+from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop
-from lbagent.run.sync import prepare_sync
+from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Settings, find_runtime_dir
@@ -39,8 +40,7 @@ from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess
-from lbagent.system.log import Log, format_error
-from lbagent.system.repeats import Repeats
+from lbagent.system.log import Log, Repeats, format_error
 
 SYNC_EVERY = 60.0
 """Seconds between two syncs, ± JITTER of it: not all load balancers should query Serf at once."""
@@ -257,7 +257,7 @@ class Daemon:
     def _prepare_sync(self) -> SyncMerge:
         # An engine of its own, as this runs in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
-        return prepare_sync(engine, self._log, self._log.hint, force=False)
+        return engine.prepare_sync(self._log.hint, force=False)
 
     def _wait_for_quiet_files(self) -> None:
         """Wait until edited files have not changed for a moment."""

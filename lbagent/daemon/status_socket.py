@@ -19,7 +19,7 @@ from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
 from lbagent.settings import STATUS_SOCKET
-from lbagent.state import history
+from lbagent.state import store
 from lbagent.state.lock import list_holders
 from lbagent.status.collect import collect_status
 from lbagent.system.log import Log, format_error
@@ -129,7 +129,7 @@ class StatusSocket:
         version = _find_version(self._engine.paths.history)
         if version != self._history[0]:
             with contextlib.suppress(OSError):
-                self._history = version, history.read_entries(self._engine.paths.history, _HISTORY)
+                self._history = version, store.read_entries(self._engine.paths.history, _HISTORY)
         return self._history[1]
 
     def _read_metrics(self) -> str | None:

@@ -22,7 +22,7 @@ from lbagent.outcome import PastRun
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
-from lbagent.state import history, store
+from lbagent.state import store
 from lbagent.state.lock import is_locked
 from lbagent.state.paths import Paths
 from lbagent.status.report import (
@@ -104,7 +104,7 @@ class _Collector:
 
     def _read_last_change(self) -> PastRun | None:
         try:
-            return history.read_last_run(self._engine.paths.history)
+            return store.read_last_run(self._engine.paths.history)
         except OSError as error:
             self._add_problem(format_error(error))
             return None

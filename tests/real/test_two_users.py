@@ -277,7 +277,7 @@ def test_commands_of_serfs_user_are_refused(lb: TwoUserLoadBalancer) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
-from lbagent.run.command import run_commands
+from lbagent.commands.query import run_commands
 from lbagent.run.engine import Engine
 from lbagent.serf.events import TYPED, parse_command
 from lbagent.serf.raw_event import RawEvent
