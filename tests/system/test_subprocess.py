@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,3 +233,39 @@ def test_an_interrupt_kills_the_program_first(
         shell(f"sleep 60 & echo $! >{tmp_path}/child; wait")
 
     assert _ends(int((tmp_path / "child").read_text()))
+
+
+def test_an_interrupt_that_arrives_while_the_program_starts_kills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn, pids = os.posix_spawn, list[int]()
+
+    def spawn_on_a_busy_machine(*words: Any, **options: Any) -> int:  # noqa: ANN401  # those of posix_spawn
+        pids.append(spawn(*words, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pids[-1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_spawn", spawn_on_a_busy_machine)
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            shell("exec sleep 60")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    assert _ends(pids[0])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_it_starts_with_the_signals_blocked_that_its_caller_blocks() -> None:
+    command = ["grep", "SigBlk", "/proc/self/status"]  # without a shell, which may unblock signals
+    assert int(run_program(command, 10).output.split()[-1], 16) == 0
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        blocked = int(run_program(command, 10).output.split()[-1], 16)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+    assert blocked == 1 << (signal.SIGUSR1 - 1)
