@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lbagent.system.subprocess import ProgramResult, find_program, run_program
+from tests.helpers.real_programs import wait_until
 
 
 def shell(script: str, timeout: float = 10, **more: str) -> ProgramResult:
@@ -53,12 +54,9 @@ def test_output_that_is_not_utf_8_is_decoded() -> None:
 
 
 def test_at_its_time_limit_a_program_is_killed() -> None:
-    started = time.monotonic()
-
     result = shell("sleep 60", 0.2)
 
     assert result == ProgramResult(None, "sh did not end within 0.2 s")
-    assert time.monotonic() - started < 3
 
 
 def test_its_children_are_killed_with_it(tmp_path: Path) -> None:
@@ -68,11 +66,7 @@ def test_its_children_are_killed_with_it(tmp_path: Path) -> None:
 
 
 def _ends(pid: int) -> bool:
-    for _ in range(100):
-        if not _lives(pid):
-            return True
-        time.sleep(0.02)
-    return False
+    return wait_until(lambda: not _lives(pid))
 
 
 def _lives(pid: int) -> bool:
@@ -83,13 +77,10 @@ def _lives(pid: int) -> bool:
 
 
 def test_a_daemon_that_keeps_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
-    started = time.monotonic()
-
-    result = shell(f"sleep 30 & echo $! > {tmp_path}/daemon; echo started")
+    result = shell(f"sleep 600 & echo $! > {tmp_path}/daemon; echo started", 60)
 
     os.kill(int((tmp_path / "daemon").read_text()), 9)
     assert result == ProgramResult(0, "started")
-    assert time.monotonic() - started < 5
 
 
 def test_a_daemon_that_it_started_survives(tmp_path: Path) -> None:
