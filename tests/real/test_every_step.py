@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -20,7 +21,10 @@ from tests.helpers.faults import list_spool_records, make_spool_record
 from tests.helpers.real_programs import RELOADING, ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line
 from tests.helpers.steps import FaultyRun, Filter, Step, inject, list_filters, record_steps
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here"),
+]
 
 ALL = bool(os.environ.get("LBAGENT_STEPS"))
 """Whether every fault is injected in every step."""
