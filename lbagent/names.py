@@ -184,7 +184,9 @@ def _classify_ipv6(address: str) -> str | None:
 def _list_prefixes(networks: tuple[str, ...]) -> tuple[str, ...]:
     """Return the beginnings of all addresses in the IPv4 networks of whole octets: `10.` for 10.0.0.0/8."""
     octets = ((network, {"8": 1, "16": 2, "24": 3}.get(network.partition("/")[2])) for network in networks)
-    return tuple(".".join([*network.split(".")[:count], ""]) for network, count in octets if count and ":" not in network)
+    return tuple(
+        ".".join([*network.split(".")[:count], ""]) for network, count in octets if count and ":" not in network
+    )
 
 
 def _is_loopback(network: str) -> bool:
