@@ -126,7 +126,7 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
 
 
 def _is_same_file(path: str, descriptor: int) -> bool:
-    """Return whether the file at `path` is the open one. Raises OSError where the disk does not tell."""
+    """Return whether the file at `path` is the open one. Raises OSError if the disk reports an error."""
     try:
         there = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
