@@ -6,6 +6,7 @@ These are pure values. `updates` applies events to them. `pauses` decides which 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -334,3 +335,27 @@ def _is_special(member: Member) -> bool:
         or member.quarantine
         or member.elsewhere
     )
+
+
+def count_statuses(membership: Membership) -> dict[str, int]:
+    """Return the number of members by Serf status."""
+    column = as_table(membership.members).columns.statuses
+    alive = column.count(ALIVE)
+    # Usually all are alive, and counting one status is three times faster than counting each.
+    return {ALIVE: alive} if alive == len(column) else dict(Counter(column))
+
+
+def count_quarantined(membership: Membership) -> int:
+    """Return the number of nodes whose lines HAProxy refuses."""
+    return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
+
+
+def count_paused(membership: Membership) -> int:
+    """Return the number of present members that are paused."""
+    return sum(membership.members[name].present for name in find_paused(membership))
+
+
+def find_pause_starts(membership: Membership) -> dict[str, int]:
+    """Return when each pause of a present member began, in epoch seconds; a pause by the tag has no start."""
+    special = as_table(membership.members).special.values()
+    return {member.name: member.pause.since for member in special if member.pause and member.present}
