@@ -51,7 +51,7 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 	@$(BIN)/python -m load.long
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a model; a quarter of an hour, HISTORIES=N for N of each kind
-	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -rP -n 2 tests/membership/test_pauses_model.py
 
 matrix: $(VENV)/.dev  ## every test on every HAProxy version; `make test` runs a part of them; twenty minutes
 	@.ci/haproxy
