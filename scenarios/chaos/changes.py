@@ -342,3 +342,108 @@ def break_roles(storm: Storm) -> str | None:
 
     storm.later(f"mistake in roles.yml of {balancer.name}", fix)
     return balancer.name
+
+
+# Many changes at once, and changes of one node in a row
+
+
+@action("pauses and resumes in a row", 1.5)
+def flap_pauses(storm: Storm) -> str | None:
+    """A node sends several pauses and resumes of another one; the last one counts."""
+    one = storm.choose_node(lambda node: node.is_known and not node.tagged and (node.is_out or storm.can_spare(node)))
+    if one is None:
+        return None
+    sender, verbs = storm.choose_other_node(one), storm.dice.choices(["pause", "resume"], k=storm.dice.randint(2, 6))
+    kind = storm.dice.choice(["event -coalesce=false", "query -no-ack -timeout 1s -relay-factor 2 -tag role=lb"])
+    storm.end_promises(one)
+    storm.start_command(sender, "sh", "-c", "; ".join(f"serf {kind} {verb} {one.name}" for verb in verbs))
+    one.busy, one.paused = True, verbs[-1] == "pause"
+    return f"{one.name}: {' '.join(verbs)}, from {sender.name}"
+
+
+@action("leave and join in a row", 1.5)
+def flap_agent(storm: Storm) -> str | None:
+    """An agent leaves and joins again at once; its web server runs on."""
+    one = storm.choose_node(lambda node: node.agent == "alive" and storm.can_spare(node))
+    if one is None:
+        return None
+    one.busy = True
+    storm.node(one).serf.stop()
+    storm.node(one).serf.start()
+    return one.name
+
+
+@action("many leave", 0.5)
+def leave_together(storm: Storm) -> str | None:
+    """Up to ten nodes leave at once."""
+    names = [name for _ in range(storm.dice.randint(3, 10)) if (name := leave(storm))]
+    return " ".join(names) if names else None
+
+
+@action("many join", 0.7)
+def join_together(storm: Storm) -> str | None:
+    """All nodes that are not in the cluster join at once."""
+    names = []
+    while name := join(storm):
+        names.append(name)
+    return " ".join(names) if names else None
+
+
+@action("lbagent pause of many", 0.7)
+def pause_many(storm: Storm) -> str | None:
+    """An operator pauses several nodes with one command."""
+    balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
+    if balancer is None:
+        return None
+    chosen = []
+    for _ in range(storm.dice.randint(2, 6)):
+        if one := _choose_pausable(storm):
+            one.busy = one.paused = True
+            chosen.append(one.name)
+    if not chosen:
+        return None
+    storm.start_command(balancer, "lbagent", "pause", *chosen)
+    return f"{' '.join(chosen)} on {balancer.name}"
+
+
+@action("lbagent resume of many", 0.7)
+def resume_many(storm: Storm) -> str | None:
+    """An operator resumes all paused nodes with one command."""
+    chosen = [node for node in storm.model.nodes.values() if node.is_known and node.paused and not node.busy]
+    balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
+    if balancer is None or not chosen:
+        return None
+    for one in chosen:
+        storm.end_promises(one)
+        one.busy, one.paused = True, False
+    names = [one.name for one in chosen]
+    storm.start_command(balancer, "lbagent", "resume", *names)
+    return f"{' '.join(names)} on {balancer.name}"
+
+
+GARBAGE = [
+    "",
+    " ",
+    "nobody",
+    "n01 until=yesterday",
+    "n01 for=-1",
+    "n 01",
+    "../n01",
+    "n01\nn02",
+    "\u00fc" * 40,
+    "x" * 200,
+]
+"""Payloads that pause and resume no node of the run."""
+
+
+@action("garbage sent", 1)
+def send_garbage(storm: Storm) -> str | None:
+    """A node sends an event or a query that means nothing."""
+    found = [node for node in storm.model.nodes.values() if node.agent == "alive" and not node.busy]
+    if not found:
+        return None
+    sender, payload = storm.node(storm.dice.choice(found)), storm.dice.choice(GARBAGE)
+    name = storm.dice.choice(["resume", "resume", "deploy", "lbagent-status", "lbagent-forget", "-x", "pa use"])
+    kind = storm.dice.choice([["event", "-coalesce=false"], ["query", "-no-ack", "-timeout", "1s"]])
+    storm.start_command(sender, "serf", *kind, "--", name, payload)
+    return f"{kind[0]} {name} {payload!r} from {sender.name}"

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from typing import NamedTuple, Self
 
 from scenarios import pair
 from scenarios.machines import Daemon, Machine, Switch
+from tests.helpers.real_programs import LBAGENT
 
 ADDRESS = pair.ADDRESS
 
@@ -73,6 +75,9 @@ listen stats
 
 SERVICES = {"web": ["iis"], "A": ["web_service_a"], "both": ["iis", "web_service_a"]}
 """The services of each role in roles.yml at first."""
+
+DRAINED = {"both"}
+"""Roles with `on_pause: drain`."""
 
 _ROLES = """\
 haproxy:
@@ -145,10 +150,12 @@ _DISK_SIZE, _FULL = "8m", "chaos-fills-the-disk"
 @functools.cache
 def build_shim() -> Path:
     """Compile shim.c; return the path of the library."""
-    library = Path("build/chaos/shim.so").resolve()
-    library.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path("build/chaos").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    library, beside = folder / "shim.so", folder / f"shim.so.{os.getpid()}"
     source = str(Path(__file__).with_name("shim.c"))
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), source, "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(beside), source, "-ldl"], check=True)
+    beside.rename(library)  # another run may use the old one
     return library
 
 
@@ -163,7 +170,8 @@ class Server(NamedTuple):
 def render_roles(services: Mapping[str, Sequence[str]], intervals: Mapping[str, str]) -> str:
     """Return roles.yml with the services and the interval of each role."""
     rows = [
-        f"  {role}: {{lb: [{', '.join(names)}], interval: {intervals[role]}, networks: [10.0.0.0/16]}}\n"
+        f"  {role}: {{lb: [{', '.join(names)}], interval: {intervals[role]}, networks: [10.0.0.0/16]"
+        f"{', on_pause: drain' if role in DRAINED else ''}}}\n"
         for role, names in services.items()
     ]
     return _ROLES + "".join(rows)
@@ -188,10 +196,11 @@ def make_agent(name: str, address: str) -> dict[str, object]:
 class Balancer(pair.Balancer):
     """A load balancer with HAProxy, Serf, `lbagent watch` and keepalived."""
 
-    def __init__(self, name: str, address: str) -> None:
-        """Prepare the programs; nothing runs yet."""
-        super().__init__(name, address, {"LD_PRELOAD": str(build_shim()), "CHAOS_CONTROL": _CONTROL})
-        self.edits = 0
+    def __init__(self, name: str, address: str, haproxy: Path) -> None:
+        """Prepare the programs; `haproxy` is the HAProxy to use."""
+        path = f"{haproxy.parent}:{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        super().__init__(name, address, {"LD_PRELOAD": str(build_shim()), "CHAOS_CONTROL": _CONTROL, "PATH": path})
+        self._shim_is_set = False
 
     def install(self, key: str) -> None:
         """Write haproxy.cfg, roles.yml and the settings of Serf and keepalived."""
@@ -211,9 +220,9 @@ class Balancer(pair.Balancer):
 
     def set_shim(self, clock: int = 0, disk: float = 0) -> None:
         """Step the clock of all programs but Serf by these seconds, and make each write wait `disk` seconds."""
-        with (self.machine.root / _CONTROL.lstrip("/")).open("r+b" if self.edits else "wb") as file:
+        with (self.machine.root / _CONTROL.lstrip("/")).open("r+b" if self._shim_is_set else "wb") as file:
             file.write(struct.pack("<qq", clock, int(disk * 1_000_000)))
-        self.edits += 1
+        self._shim_is_set = True
 
     def fill_disk(self, folder: str) -> None:
         """Fill the file system of this folder to its last byte."""
@@ -320,10 +329,12 @@ class Node(pair.Host):
 class Site:
     """All machines, from `__enter__` to `__exit__`."""
 
-    def __init__(self, nodes: Mapping[str, tuple[str, str]]) -> None:
-        """Prepare the programs; `nodes` has address and role of each node."""
+    def __init__(self, nodes: Mapping[str, tuple[str, str]], haproxy: Path) -> None:
+        """Prepare the programs; `nodes` has address and role of each node, `haproxy` is that of the load balancers."""
         self._stack = contextlib.ExitStack()
-        self.balancers = {"lb01": Balancer("lb01", "10.0.0.11"), "lb02": Balancer("lb02", "10.0.0.12")}
+        self.balancers = {
+            name: Balancer(name, address, haproxy) for name, address in (("lb01", "10.0.0.11"), ("lb02", "10.0.0.12"))
+        }
         self.nodes = {name: Node(name, address, role) for name, (address, role) in nodes.items()}
         self.switch, self.client = Switch(), Machine("client")
         self.serf_key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
