@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import re
 import time
 
@@ -248,6 +249,34 @@ def swap_addresses(storm: Storm) -> str | None:
 
 def _has_left(node: NodeModel) -> bool:
     return node.agent == "left" and node.backend
+
+
+def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
+    """Send a command from the web page; a page whose load balancer is disturbed may refuse it."""
+    balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
+    if balancer is None or one is None:
+        return None
+    status = balancer.send_order(one.name, verb)
+    if status != http.HTTPStatus.SEE_OTHER:
+        storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: HTTP status {status}")
+        return f"{one.name} on {balancer.name}: HTTP status {status}"
+    one.busy, one.paused = True, verb == "pause"
+    return f"{one.name} on {balancer.name}"
+
+
+@action("pause on the web page", 1.5)
+def pause_on_page(storm: Storm) -> str | None:
+    """A user pauses a node on the web page."""
+    return _order(storm, _choose_pausable(storm), "pause")
+
+
+@action("resume on the web page", 1.5)
+def resume_on_page(storm: Storm) -> str | None:
+    """A user resumes a node on the web page."""
+    one = storm.choose_node(lambda node: node.is_known and node.paused)
+    if one:
+        storm.end_promises(one)
+    return _order(storm, one, "resume")
 
 
 # Edits of an operator

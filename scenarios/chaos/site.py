@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import http.client
 import json
 import os
 import socket
@@ -13,11 +14,15 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
 
+import bcrypt
+
 from scenarios import pair
-from scenarios.machines import Daemon, Machine, Switch
+from scenarios.machines import Daemon, Machine, Switch, start_thread_on
 from tests.helpers.real_programs import LBAGENT
+from tests.helpers.web_page import PASSWORD, USER, WebPage
 
 ADDRESS = pair.ADDRESS
 
@@ -138,6 +143,9 @@ frontend services
 """
 
 
+_PAGE = 8053
+"""Port of the web page of a load balancer."""
+
 _CONTROL = "/run/chaos-control"
 """The file through which shim.c gets its orders."""
 
@@ -199,8 +207,19 @@ class Balancer(pair.Balancer):
     def __init__(self, name: str, address: str, haproxy: Path) -> None:
         """Prepare the programs; `haproxy` is the HAProxy to use."""
         path = f"{haproxy.parent}:{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        super().__init__(name, address, {"LD_PRELOAD": str(build_shim()), "CHAOS_CONTROL": _CONTROL, "PATH": path})
+        super().__init__(
+            name,
+            address,
+            {
+                "LD_PRELOAD": str(build_shim()),
+                "CHAOS_CONTROL": _CONTROL,
+                "PATH": path,
+                "LBAGENT_RUNTIME_DIR": "/run/lbagent",
+            },
+        )
         self._shim_is_set = False
+        page = ["-v", "web", "--listen", f"127.0.0.1:{_PAGE}", "--users", "/etc/lbagent/web.users"]
+        self.page = Daemon(self.machine, "lbagent", *page, env=self.env)
 
     def install(self, key: str) -> None:
         """Write haproxy.cfg, roles.yml and the settings of Serf and keepalived."""
@@ -212,7 +231,10 @@ class Balancer(pair.Balancer):
         (etc / "serf/agent.json").write_text(json.dumps(make_agent(self.name, self.address) | agent))
         text = _KEEPALIVED.format(name=self.name, address=self.address, peer=peer, priority=priority)
         (etc / "keepalived/keepalived.conf").write_text(text)
-        (self.machine.root / "run/haproxy").mkdir()
+        for folder in ("haproxy", "lbagent"):
+            (self.machine.root / "run" / folder).mkdir()
+        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
+        (etc / "lbagent/web.users").write_text(f"{USER}:{hashed}\n")
         self.write_secrets(key)
         self.set_shim()
         for folder in DISKS:
@@ -256,7 +278,26 @@ class Balancer(pair.Balancer):
     @property
     def programs(self) -> tuple[Daemon, ...]:
         """All programs, in the order of their start."""
-        return self.haproxy, self.serf, self.watch, self.keepalived
+        return self.haproxy, self.serf, self.watch, self.page, self.keepalived
+
+    def send_order(self, node: str, verb: str) -> int:
+        """Pause or resume a node on the web page, as a user with a browser. Returns the last status of HTTP."""
+        answers: list[int] = []
+
+        def work() -> None:
+            with TemporaryDirectory() as folder:
+                page = WebPage(Path(folder))
+                page.port = _PAGE
+                try:
+                    page.log_in()
+                    answers.append(
+                        page.post(f"/nodes/{node}/{verb}", {"token": page.get(f"/nodes/{node}").token}).status
+                    )
+                except (OSError, http.client.HTTPException, AssertionError):
+                    answers.append(0)
+
+        start_thread_on(self.machine, work).join()
+        return answers[0]
 
     def clear_state(self) -> None:
         """Delete what lbagent and Serf have stored."""
@@ -277,6 +318,7 @@ class Balancer(pair.Balancer):
         self.start_haproxy()
         self.start_serf()
         self.watch.start()
+        self.page.start()
         self.start_keepalived()
 
     def read_servers(self) -> dict[str, dict[str, Server]]:
