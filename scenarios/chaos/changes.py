@@ -232,18 +232,9 @@ def swap_addresses(storm: Storm) -> str | None:
         return None
     one.address, two.address = two.address, one.address
     one.busy = two.busy = True
-    for node in (one, two):
-        machine = storm.node(node)
-        machine.machine.run("ip", "address", "flush", "dev", "eth0")
-    for node in (one, two):
-        machine = storm.node(node)
-        machine.address = node.address
-        machine.machine.run("ip", "address", "add", f"{node.address}/16", "dev", "eth0")
-        machine.write_agent()
-        # Everyone must learn the new place of the address.
-        machine.machine.run("ip", "neighbour", "flush", "all")
-    for balancer in storm.site.balancers.values():
-        balancer.run("ip", "neighbour", "flush", "all")
+    storm.node(one).drop_network()
+    for node in (two, one):
+        storm.node(node).set_address(node.address)
     return f"{one.name} and {two.name}"
 
 

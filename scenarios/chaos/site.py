@@ -185,6 +185,11 @@ def render_roles(services: Mapping[str, Sequence[str]], intervals: Mapping[str, 
     return _ROLES + "".join(rows)
 
 
+def make_mac(address: str) -> str:
+    """Return the MAC address of the machine that has this IP address."""
+    return ":".join(["02:00", *(f"{int(number):02x}" for number in address.split("."))])
+
+
 def make_agent(name: str, address: str) -> dict[str, object]:
     """Return the settings of a Serf agent, as in examples/windows-iis; failed members are called more often."""
     return {
@@ -361,6 +366,19 @@ class Node(pair.Host):
         agent = make_agent(self.name, self.address) | {"tags_file": "/var/lib/serf/tags.json"}
         (self.machine.root / "etc/serf/agent.json").write_text(json.dumps(agent))
 
+    def drop_network(self) -> None:
+        """Remove the node's address."""
+        self.run("ip", "address", "flush", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+
+    def set_address(self, address: str) -> None:
+        """Give the node another address; nobody else may have it."""
+        self.address = address
+        self.run("ip", "address", "flush", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "address", make_mac(address))
+        self.run("ip", "address", "add", f"{address}/16", "dev", "eth0")
+        self.write_agent()
+
     def start(self, *, joins: bool) -> None:
         """Start the web server and, if it `joins`, the agent, without waiting."""
         self.backend.start()
@@ -389,9 +407,22 @@ class Site:
             for host in self.hosts.values():
                 stack.enter_context(host.machine)
                 self.switch.plug(host.machine, f"{host.address}/16")
+                host.run("ip", "link", "set", "eth0", "address", make_mac(host.address))
                 host.install(self.serf_key)
+            for node in self.nodes.values():
+                self._list_neighbours(node)
             self._stack = stack.pop_all()
         return self
+
+    def _list_neighbours(self, node: Node) -> None:
+        """Write the other nodes into the node's table of neighbours.
+
+        All machines of this host share one limit (gc_thresh3, 1024) for entries that are not permanent.
+        """
+        others = [other.address for other in self.nodes.values() if other is not node]
+        lines = [f"neighbour replace {one} lladdr {make_mac(one)} dev eth0 nud permanent\n" for one in others]
+        (node.machine.root / "run/neighbours").write_text("".join(lines))
+        node.run("ip", "-batch", "/run/neighbours")
 
     def start(self, outside: Collection[str]) -> None:
         """Start all programs; the nodes `outside` do not join the cluster."""
