@@ -1,7 +1,11 @@
-"""Settings of every command: command line options first, then environment variables, then defaults."""
+"""Settings of every command, and the files of the state directory.
+
+Command line options come first, then environment variables, then defaults.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from collections.abc import Mapping
 
@@ -10,6 +14,45 @@ DEFAULT_STATE_DIR = "/var/lib/lbagent"
 DEFAULT_RUNTIME_DIR = "/run/lbagent"
 STATUS_SOCKET = "status.sock"
 """Name of the daemon's status socket in the runtime directory."""
+
+
+class Paths:
+    """The files of the state directory."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder` is the state directory."""
+        self.folder = folder
+        self.spool = os.path.join(self.folder, "spool")
+        """Directory of the events that are not applied to membership yet."""
+        self.bad = os.path.join(self.spool, "bad")
+        """Directory of files set aside because they are not valid events."""
+        self.lock = os.path.join(self.folder, "lock")
+        """Lock file of a run: its holder may update membership, plan and apply."""
+        self.watch_lock = os.path.join(self.folder, "watch.lock")
+        """Lock file that a running `watch` holds."""
+        self.members = os.path.join(self.folder, "members.json")
+        """Membership, with pauses."""
+        self.served = os.path.join(self.folder, "served.json")
+        """What HAProxy last confirmed."""
+        self.roles = os.path.join(self.folder, "roles.json")
+        """Cached copy of roles.yml."""
+        self.answers = os.path.join(self.folder, "answers.json")
+        """Answers to queries, written for handlers that may not apply changes themselves."""
+        self.history = os.path.join(self.folder, "history.jsonl")
+        """History: one JSON line per change."""
+        self.last = os.path.join(self.folder, "last.json")
+        """Times of the last run, event, change, reload and sync."""
+        self.peers = os.path.join(self.folder, "peers.json")
+        """The other load balancers, as the last sync saw them."""
+        self.metrics = os.path.join(self.folder, "metrics.prom")
+        """Metrics for node_exporter's textfile collector."""
+
+    def prepare(self) -> None:
+        """Create the missing directories. Raises OSError."""
+        if not os.path.isdir(self.spool):
+            # One by one: makedirs applies its mode to the last directory only.
+            for folder in (self.folder, self.spool):
+                os.makedirs(folder, mode=0o750, exist_ok=True)
 
 
 _Fields = namedtuple("_Fields", "roles state_dir verbose", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store
@@ -23,6 +66,11 @@ class Settings(_Fields):
     verbose: bool
 
     __slots__ = ()
+
+    @property
+    def paths(self) -> Paths:
+        """The paths in the state directory."""
+        return Paths(self.state_dir)
 
 
 def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:

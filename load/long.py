@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.state.spool import Spool
 from tests.helpers.real_programs import LoadBalancer, SerfAgent, member_line, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.state.store import Store
 
 
