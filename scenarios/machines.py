@@ -206,13 +206,19 @@ class Daemon:
         self._send_to_program(signal.SIGKILL)
         self.wait()
 
+    @property
+    def pids(self) -> set[int]:
+        """The pids on the host of the program and its children."""
+        if self._process is None:
+            return set()
+        parents = dict(_list_processes())
+        program = {pid for pid, parent in parents.items() if parent == self._process.pid}
+        return program | {pid for pid, parent in parents.items() if parent in program}
+
     def _send_to_program(self, number: int) -> None:
-        if self._process:
-            parents = dict(_list_processes())
-            program = {pid for pid, parent in parents.items() if parent == self._process.pid}
-            for pid in program | {pid for pid, parent in parents.items() if parent in program}:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class NetworkedMachine(Protocol):

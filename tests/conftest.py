@@ -42,7 +42,7 @@ MATRIX = bool(os.environ.get("LBAGENT_MATRIX"))
 
 PROGRAMS = (
     *("haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"),
-    *("systemd-analyze", "systemd-tmpfiles"),
+    *("systemd-analyze", "systemd-tmpfiles", "strace"),
     *("keepalived", "rsyslogd", "logrotate", "ip", "curl"),  # of the examples
 )
 

@@ -145,7 +145,7 @@ class Daemon:
             sleep=self._wait_for_work,
         )
         while not self._is_stopping:
-            retrying(self._run_round)
+            retrying(self._try_round)
             self._wait_for_work(SYNC_EVERY)
         sd_notify.notify("STOPPING=1")
         self._log.info("stopped; the run in progress was completed")
@@ -156,8 +156,21 @@ class Daemon:
         self._is_stopping = self._is_stopping or number != signal.SIGHUP
         self._watcher.wake()
 
+    def _try_round(self) -> bool:
+        """Make one round; return False where it has to be retried. Raises Busy if watch.lock is lost."""
+        try:
+            return self._run_round()
+        except OSError as error:
+            # Outside of the runs, for example where the spool cannot be read: the next round shows whether it passes.
+            self._log_failure(error)
+            return False
+
+    def _log_failure(self, error: OSError) -> None:
+        self._status = format_error(error)
+        self._log.error(self._status)
+
     def _run_round(self) -> bool:
-        """Make one round; return False where it has to be retried."""
+        """Make one round; return False where it has to be retried. Raises Busy, OSError."""
         if self._is_refreshing:
             sd_notify.notify_reloading()
         self._wait_for_quiet_files()
@@ -269,7 +282,14 @@ class Daemon:
                 return
 
     def _wait_for_work(self, seconds: float) -> None:
-        """Sleep until there is work, at most `seconds`."""
+        """Sleep until there is work, at most `seconds`. Raises Busy if watch.lock is lost."""
+        try:
+            self._sleep_until_work(seconds)
+        except OSError as error:
+            self._log_failure(error)
+            time.sleep(min(seconds, FIRST_RETRY))
+
+    def _sleep_until_work(self, seconds: float) -> None:
         until = min(time.monotonic() + seconds, self._sync_schedule.next_at)
         until = min(until, self._reload_interval.not_before) if self._reload_interval.is_waiting else until
         pause_end = find_next_pause_end(self._engine.membership, self._round_began)

@@ -405,15 +405,20 @@ class RuntimeChanges:
         self._session_cutters = find_session_cutters(document)
         self._changes = self._compare_servers(document, plan)
         leaving = {key: line for key, line in present.items() if key not in self._wanted}
-        endpoints = {(key[0], *split_server_line(line)[:2]) for key, line in self._wanted.items()}
-        self._renamed = {
-            key: line for key, line in leaving.items() if (key[0], *split_server_line(line)[:2]) in endpoints
-        }
+        self._renamed = self._find_renamed(leaving)
         known = present.keys() | self._in_maintenance.keys()
         pausing = {key: present.get(key, line) for key, line in self._draining.items() if key in known}
         self.withdrawn += self._withdraw(
             {key: line for key, line in leaving.items() if key not in self._renamed} | pausing
         )
+
+    def _find_renamed(self, leaving: Lines) -> Lines:
+        """Return those of the `leaving` servers whose address and port a wanted server of the proxy has."""
+        proxies = {proxy for proxy, _ in leaving}
+        endpoints = {
+            (proxy, *split_server_line(line)[:2]) for (proxy, _), line in self._wanted.items() if proxy in proxies
+        }
+        return {key: line for key, line in leaving.items() if (key[0], *split_server_line(line)[:2]) in endpoints}
 
     def _compare_servers(self, document: Document, plan: Plan) -> ServerChanges:
         """Return the changes from what the worker runs to `_wanted`, with those that need a reload."""
@@ -507,12 +512,7 @@ class RuntimeChanges:
 
     def find_differences(self) -> Mapping[Key, str]:
         """Return the differences between what the worker runs and the plan. Raises SessionError."""
-        changes = self._changes
-        may_be_out = {
-            key
-            for key, line in self._wanted.items()
-            if changes and (changes.is_disabled(key, line) or changes.has_agent(key, line))
-        }
+        may_be_out = self._changes.find_possibly_disabled(self._wanted) if self._changes else ()
         return find_differences(self._session.fetch_states(), self._wanted, self._in_maintenance, may_be_out)
 
     def find_lasting_differences(self) -> Mapping[Key, str]:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scenarios.chaos.actions import Storm
+from scenarios.chaos import changes, faults
 from scenarios.chaos.clients import Clients, Failure, ask_directly
 from scenarios.chaos.model import Model, Node
-from scenarios.chaos.site import CONFIG, PORTS, PROXIES, Balancer, Server, Site
+from scenarios.chaos.site import CONFIG, PORTS, PROXIES, SERVICES, Balancer, Server, Site
+from scenarios.chaos.storm import Storm
 from tests.helpers.real_programs import wait_until
 
 FOLDER = Path("build/chaos")
@@ -33,8 +34,6 @@ AGREEMENT = 180.0
 
 GRACE = 6.0
 """Seconds after the end of a fault in which a request that waits for it may still fail."""
-
-SERVICES = {"web": ["iis"], "A": ["web_service_a"], "both": ["iis", "web_service_a"]}
 
 
 def make_nodes() -> list[Node]:
@@ -75,7 +74,7 @@ class Chaos:
             outside = {node.name for node in self.model.nodes.values() if node.agent == "left"}
             self.site.start(outside)
             print(f"{len(self.site.hosts)} machines booted in {time.monotonic() - begin:.0f} s", flush=True)
-            storm = Storm(self.site, self.model, self._dice, log)
+            storm = Storm(self.site, self.model, self._dice, log, [*changes.action.actions, *faults.action.actions])
             self._compare(0, storm)
             stack.enter_context(self.clients)
             end, number = time.monotonic() + seconds, 0
@@ -186,14 +185,23 @@ class Chaos:
     def explain(self, failure: Failure, storm: Storm) -> str:
         """Return the reason of a failed request, or nothing if no fault explains it."""
         logged = self.clients.find_log(failure.request)
-        faults = [one for one in storm.list_faults() if one.begin <= failure.end and failure.begin <= one.end + GRACE]
+        near = [one for one in storm.list_faults() if one.begin <= failure.end and failure.begin <= one.end + GRACE]
         subjects = {logged.server, logged.balancer} if logged else set(self.site.balancers)
-        reasons = [one.reason for one in faults if one.subject in subjects]
+        reasons = [one.reason for one in near if one.subject in subjects]
         return reasons[0] if reasons else ""
 
     def find_unexplained(self, storm: Storm) -> list[Failure]:
         """Return the failed requests that no fault explains."""
         return [one for one in self.clients.failures if not self.explain(one, storm)]
+
+    def find_broken_promises(self, storm: Storm) -> list[str]:
+        """Return the requests that a load balancer has sent to a node whose pause it had confirmed."""
+        return [
+            f"{request} to {one.node} on {one.balancer}, paused at {one.begin - storm.begin:.2f} s: "
+            f"{self.clients.find_log(request)}"
+            for one in storm.list_promises()
+            for request in self.clients.find_requests(*one)
+        ]
 
     def report(self, storm: Storm) -> bool:
         """Print the report. Returns whether everything was as promised."""
@@ -208,6 +216,10 @@ class Chaos:
         print(f"answers that were not true: {len(storm.wrong)}")
         for words in storm.wrong:
             print(f"  {words}")
+        broken = self.find_broken_promises(storm)
+        print(f"confirmed pauses: {len(storm.list_promises())}; requests that reached a paused node: {len(broken)}")
+        for words in broken[:50]:
+            print(f"  {words}")
         unexplained = self.find_unexplained(storm)
         reasons = Counter(self.explain(one, storm) for one in self.clients.failures)
         print(f"requests: {self.clients.requests}, failed: {len(self.clients.failures)}")
@@ -216,7 +228,7 @@ class Chaos:
         for one in unexplained[:50]:
             when = f"at {one.begin - storm.begin:.2f} s, after {one.end - one.begin:.3f} s"
             print(f"  {when}: {one.service}: {one.reason}: {self.clients.find_log(one.request)}")
-        return not (self.disagreements or storm.wrong or unexplained)
+        return not (self.disagreements or storm.wrong or unexplained or broken)
 
 
 def _reports(balancer: Balancer, states: dict[str, str]) -> bool:

@@ -6,7 +6,6 @@ balancer's own network.
 
 from __future__ import annotations
 
-import collections
 import functools
 import http.client
 import itertools
@@ -61,7 +60,7 @@ class Clients:
         self._threads: list[threading.Thread] = []
         self._numbers = itertools.count(1)
         self._logs: dict[str, LogLine] = {}
-        self._answers: collections.deque[tuple[float, str, str]] = collections.deque(maxlen=20_000)
+        self._begins: dict[str, float] = {}
         self.failures: list[Failure] = []
         self.requests = 0
 
@@ -83,11 +82,14 @@ class Clients:
         """Return what a load balancer has logged about the request, or None."""
         return self._logs.get(request)
 
-    def list_answering_nodes(self, since: float) -> dict[str, set[str]]:
-        """Return the nodes that have answered requests sent since this monotonic time, by service."""
+    def find_requests(self, balancer: str, node: str, begin: float, end: float) -> list[str]:
+        """Return the requests that this load balancer has sent to the node, and that began in this time."""
         with self._lock:
-            recent = [one for one in self._answers if one[0] >= since]
-        return {service: {node for _, at, node in recent if at == service} for service in PORTS}
+            return [
+                request
+                for request, line in self._logs.items()
+                if (line.balancer, line.server) == (balancer, node) and begin < self._begins.get(request, 0) < end
+            ]
 
     def _receive_logs(self, balancer: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
@@ -101,13 +103,14 @@ class Clients:
                     continue
                 if len(words) == 5 and words[0].startswith("r"):
                     proxy, _, server = words[1].partition("/")
-                    self._logs[words[0]] = LogLine(balancer, proxy, server, *words[2:])
+                    with self._lock:
+                        self._logs[words[0]] = LogLine(balancer, proxy, server, *words[2:])
 
     def _send_requests(self, service: str, *, keep: bool) -> None:
         connection: http.client.HTTPConnection | None = None
         while not self._stop.is_set():
             request, begin = f"r{next(self._numbers)}", time.monotonic()
-            reason = node = ""
+            reason = ""
             is_open = False
             try:
                 if connection is None:
@@ -116,12 +119,12 @@ class Clients:
                     connection.connect()
                 connection.request("GET", "/", headers=_make_headers(request, keep=keep))
                 answer = connection.getresponse()
-                node = answer.read().decode()
+                answer.read()
                 is_open = not answer.will_close
                 reason = "" if answer.status == http.HTTPStatus.OK else str(answer.status)
             except (OSError, http.client.HTTPException) as error:
                 reason = type(error).__name__
-            self._record(Failure(request, begin, time.monotonic(), service, reason), node)
+            self._record(Failure(request, begin, time.monotonic(), service, reason))
             if connection and not is_open:
                 connection.close()
                 connection = None
@@ -129,13 +132,12 @@ class Clients:
         if connection:
             connection.close()
 
-    def _record(self, one: Failure, node: str) -> None:
+    def _record(self, one: Failure) -> None:
         with self._lock:
             self.requests += 1
+            self._begins[one.request] = one.begin
             if one.reason:
                 self.failures.append(one)
-            else:
-                self._answers.append((one.begin, one.service, node))
 
 
 def _make_headers(request: str, *, keep: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from scenarios.chaos.site import OPTIONS, PORTS, PROXIES, Server
+from scenarios.chaos.site import PORTS, PROXIES, Server
 
 
 @dataclasses.dataclass
@@ -20,6 +20,8 @@ class Node:
     name: str
     address: str
     role: str
+    home: str = ""
+    """The role at first; few nodes have another one at a time, or the safety guard would block removals."""
     agent: str = "alive"
     """`alive`, `left` or `dead` (killed: Serf reports it as failed)."""
     backend: bool = True
@@ -57,7 +59,10 @@ class Model:
     def __init__(self, nodes: Iterable[Node], config: str, services: dict[str, list[str]]) -> None:
         """`config` is haproxy.cfg without managed lines; `services` has the services of each role in roles.yml."""
         self.nodes = {node.name: node for node in nodes}
+        for node in self.nodes.values():
+            node.home = node.role
         self.config, self.services = config, services
+        self.intervals = dict.fromkeys(services, "1s")
 
     def list_lines(self, service: str) -> list[str]:
         """Return the managed lines above the marker of this service."""
@@ -69,7 +74,8 @@ class Model:
             if node.is_out:
                 lines.append(f"# lbagent paused {name} {node.address} role={node.role}")
             else:
-                lines.append(f"server {name} {node.address}:{PORTS[service]} {OPTIONS} # lbagent role={node.role}")
+                options = f"check inter {self.intervals[node.role]} rise 2 fall 2"
+                lines.append(f"server {name} {node.address}:{PORTS[service]} {options} # lbagent role={node.role}")
         return lines
 
     def render_config(self) -> str:

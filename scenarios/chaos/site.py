@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import socket
+import struct
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Self
 
 from scenarios import pair
@@ -20,8 +24,6 @@ PORTS = {"iis": 80, "web_service_a": 1111}
 
 PROXIES = {"iis": "lb-iis", "web_service_a": "lb-web-service-a"}
 """The proxy of each service in haproxy.cfg."""
-
-OPTIONS = "check inter 1s rise 2 fall 2"
 
 CONFIG = """\
 global
@@ -69,16 +71,16 @@ listen stats
 """
 """A request that has failed must reach the client: HAProxy does not retry, and does not redispatch."""
 
-ROLES = """\
+SERVICES = {"web": ["iis"], "A": ["web_service_a"], "both": ["iis", "web_service_a"]}
+"""The services of each role in roles.yml at first."""
+
+_ROLES = """\
 haproxy:
   config: /etc/haproxy/haproxy.cfg
 services:
   iis: {port: 80}
   web_service_a: {port: 1111}
 roles:
-  web: {lb: [iis], interval: 1s, networks: [10.0.0.0/16]}
-  A: {lb: [web_service_a], interval: 1s, networks: [10.0.0.0/16]}
-  both: {lb: [iis, web_service_a], interval: 1s, networks: [10.0.0.0/16]}
 """
 
 _KEEPALIVED = """\
@@ -131,12 +133,40 @@ frontend services
 """
 
 
+_CONTROL = "/run/chaos-control"
+"""The file through which shim.c gets its orders."""
+
+DISKS = ("/var/lib/lbagent", "/etc/haproxy")
+"""Folders of a load balancer that are small file systems."""
+
+_DISK_SIZE, _FULL = "8m", "chaos-fills-the-disk"
+
+
+@functools.cache
+def build_shim() -> Path:
+    """Compile shim.c; return the path of the library."""
+    library = Path("build/chaos/shim.so").resolve()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    source = str(Path(__file__).with_name("shim.c"))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), source, "-ldl"], check=True)
+    return library
+
+
 class Server(NamedTuple):
     """A server in a running HAProxy."""
 
     address: str
     state: str
     """`UP`, `DOWN`, `MAINT` …, without the progress of checks."""
+
+
+def render_roles(services: Mapping[str, Sequence[str]], intervals: Mapping[str, str]) -> str:
+    """Return roles.yml with the services and the interval of each role."""
+    rows = [
+        f"  {role}: {{lb: [{', '.join(names)}], interval: {intervals[role]}, networks: [10.0.0.0/16]}}\n"
+        for role, names in services.items()
+    ]
+    return _ROLES + "".join(rows)
 
 
 def make_agent(name: str, address: str) -> dict[str, object]:
@@ -160,21 +190,78 @@ class Balancer(pair.Balancer):
 
     def __init__(self, name: str, address: str) -> None:
         """Prepare the programs; nothing runs yet."""
-        super().__init__(name, address)
-        self.env |= {"SERF_RPC_AUTH": "only for the tests"}
+        super().__init__(name, address, {"LD_PRELOAD": str(build_shim()), "CHAOS_CONTROL": _CONTROL})
+        self.edits = 0
 
     def install(self, key: str) -> None:
         """Write haproxy.cfg, roles.yml and the settings of Serf and keepalived."""
         etc = self.machine.root / "etc"
         peer, priority = ("10.0.0.12", 101) if self.name == "lb01" else ("10.0.0.11", 100)
         (etc / "haproxy/haproxy.cfg").write_text(CONFIG)
-        (etc / "lbagent/roles.yml").write_text(ROLES)
+        (etc / "lbagent/roles.yml").write_text(render_roles(SERVICES, dict.fromkeys(SERVICES, "1s")))
         agent = {"tags": {"role": "lb"}, "event_handlers": ["lbagent handle"], "replay_on_join": True}
         (etc / "serf/agent.json").write_text(json.dumps(make_agent(self.name, self.address) | agent))
         text = _KEEPALIVED.format(name=self.name, address=self.address, peer=peer, priority=priority)
         (etc / "keepalived/keepalived.conf").write_text(text)
         (self.machine.root / "run/haproxy").mkdir()
         self.write_secrets(key)
+        self.set_shim()
+        for folder in DISKS:
+            self.run("mount", "-o", f"remount,size={_DISK_SIZE}", folder)
+
+    def set_shim(self, clock: int = 0, disk: float = 0) -> None:
+        """Step the clock of all programs but Serf by these seconds, and make each write wait `disk` seconds."""
+        with (self.machine.root / _CONTROL.lstrip("/")).open("r+b" if self.edits else "wb") as file:
+            file.write(struct.pack("<qq", clock, int(disk * 1_000_000)))
+        self.edits += 1
+
+    def fill_disk(self, folder: str) -> None:
+        """Fill the file system of this folder to its last byte."""
+        path = self.machine.root / folder.lstrip("/") / _FULL
+        with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def clear_disk(self, folder: str) -> None:
+        """Undo `fill_disk`."""
+        (self.machine.root / folder.lstrip("/") / _FULL).unlink()
+
+    def edit(self, name: str, change: Callable[[str], str], *, in_place: bool) -> None:
+        """Change a file below /etc as an editor does: by a rename, or `in_place`, where readers may see half of it.
+
+        An edit that lbagent's own rename has replaced at this moment is made again.
+        """
+        path = self.machine.root / "etc" / name
+        while change(text := path.read_text()) != text:
+            if in_place:
+                content = change(text).encode()
+                with path.open("wb", buffering=0) as file:
+                    file.write(content[: len(content) // 2])
+                    time.sleep(0.02)
+                    file.write(content[len(content) // 2 :])
+            else:
+                beside = path.with_name(f".{path.name}.edited")
+                beside.write_text(change(text))
+                beside.rename(path)
+
+    @property
+    def programs(self) -> tuple[Daemon, ...]:
+        """All programs, in the order of their start."""
+        return self.haproxy, self.serf, self.watch, self.keepalived
+
+    def clear_state(self) -> None:
+        """Delete what lbagent and Serf have stored."""
+        self.run("sh", "-c", "rm -rf /var/lib/lbagent/* /var/lib/serf/*")
+
+    def drop_address(self) -> None:
+        """Remove the moving address, which a killed keepalived leaves behind."""
+        self.run("ip", "address", "delete", f"{ADDRESS}/16", "dev", "eth0", checked=False)
+
+    def wait_for_haproxy(self) -> None:
+        """Wait until HAProxy answers."""
+        self.haproxy.wait_until(
+            lambda: self.run("curl", "-sf", "http://127.0.0.1:8404/alive", checked=False).returncode == 0
+        )
 
     def start(self) -> None:
         """Start all programs, keepalived last."""

@@ -7,15 +7,16 @@ those of every later run that does the same.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.real_programs import LBAGENT, LoadBalancer
+from tests.helpers.real_programs import LBAGENT, LoadBalancer, wait_until
 
 _FILE_CALLS = (
     *(
@@ -202,11 +203,29 @@ def inject(
     """
     options = [*step.filter.options, "-e", f"inject={step.call}:{fault}:when={step.number}"]
     done, trace = _run_traced(lb, options, words, stdin, env)
-    # A signal leaves no mark at the call.
-    calls = [line for line in trace.splitlines() if (found := _CALL.match(line)) and found[1] == step.call]
-    reached = calls[step.number - 1] if len(calls) >= step.number else ""
     errors = "".join(line for line in done.stderr.decode().splitlines(keepends=True) if not line.startswith("strace: "))
-    return FaultyRun(done.returncode, done.stdout.decode(), errors, reached)
+    return FaultyRun(done.returncode, done.stdout.decode(), errors, find_injected(step, trace))
+
+
+@contextlib.contextmanager
+def attach(pid: int, which: Filter, inject: str = "") -> Iterator[Path]:
+    """Trace the main thread of a running process, with a fault if given; yields the path of the trace."""
+    with tempfile.NamedTemporaryFile(prefix="strace-", suffix=".txt") as file:
+        options = [*which.options, *(["-e", f"inject={inject}"] if inject else [])]
+        with subprocess.Popen(
+            ["strace", "-p", str(pid), "-o", file.name, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as tracer:
+            try:
+                wait_until(lambda: b"TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_bytes())
+                yield Path(file.name)
+            finally:
+                tracer.terminate()
+
+
+def find_injected(step: Step, trace: str) -> str:
+    """Return the line of strace for the call that failed; empty if the process did not get as far."""
+    calls = [line for line in trace.splitlines() if (found := _CALL.match(line)) and found[1] == step.call]
+    return calls[step.number - 1] if len(calls) >= step.number else ""
 
 
 def _run_traced(

@@ -9,21 +9,46 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 
 from tests.helpers.daemon import run_watch
 from tests.helpers.faults import list_spool_records, make_spool_record
-from tests.helpers.real_programs import RELOADING, ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line
-from tests.helpers.steps import FaultyRun, Filter, Step, inject, list_filters, record_steps
-
-pytestmark = pytest.mark.real
+from tests.helpers.real_programs import (
+    RELOADING,
+    ROLES,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    SerfAgent,
+    member_line,
+    wait_until,
+)
+from tests.helpers.steps import (
+    FaultyRun,
+    Filter,
+    Step,
+    attach,
+    find_injected,
+    inject,
+    list_filters,
+    parse_steps,
+    record_steps,
+)
 
 ALL = bool(os.environ.get("LBAGENT_STEPS"))
-"""Whether every fault is injected in every step."""
+"""Whether a fault is injected in every step."""
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(10_800 if ALL else 120),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here"),
+]
 
 SAMPLE = 7
 """The number of faults of each change otherwise."""
@@ -210,10 +235,7 @@ class Bench:
         wanted = self.make(change)
         step = step._replace(filter=next(one for one in self.filters if one.name == step.filter.name))
         done = inject(self.lb, step, fault, wanted.words, wanted.stdin, wanted.env)
-        if done.line:
-            self.injected += 1
-        else:
-            self.missed += 1
+        self.count(done.line)
         wrong = list(self.check_faulty_run(change, done, before))
         try:
             if not self.is_stored(change):
@@ -226,11 +248,30 @@ class Bench:
             wrong += self.check_further_run(change)
         except AssertionError as error:
             wrong.append(f"the further run failed: {error}")
+        wrong += [f"{done.status} {done.output!r} {done.errors!r}"] if wrong else []
+        self.note(change, fault, step, done.line, wrong)
+
+    def count(self, line: str) -> None:
+        """Count a fault in the call that strace describes in `line`; empty if it was not reached."""
+        self.injected += bool(line)
+        self.missed += not line
+
+    def note(self, change: Change, fault: str, step: Step, line: str, wrong: list[str]) -> None:
+        """Note what is wrong after a fault, if anything, and repair it."""
         if wrong:
-            where = f"{self.scenario.name}, {change.name}, {fault} in {step.filter.name}: {done.line[:200]}"
-            self.failures.append("\n    ".join([where, *wrong, f"{done.status} {done.output!r} {done.errors!r}"]))
+            where = f"{self.scenario.name}, {change.name}, {fault} in {step.filter.name}: {line[:200]}"
+            self.failures.append("\n    ".join([where, *wrong]))
             print(self.failures[-1], flush=True)
             self.repair(change)
+
+    def report(self, steps: list[list[Step]]) -> None:
+        """Print the counts."""
+        counts = f"{sum(map(len, steps))} steps, {self.injected} faults injected, {self.missed} not reached"
+        print(f"{self.scenario.name}: {counts}, {len(self.failures)} failures", flush=True)
+
+    def is_made(self, change: Change) -> bool:
+        """Return whether the change is in haproxy.cfg and in HAProxy, and no run is in progress."""
+        return self.lb.text == self.make_text(change) and self.has_served(change) and self.lb.idle
 
     def check_faulty_run(self, change: Change, done: FaultyRun, before: bytes) -> Iterator[str]:
         """Yield what is wrong after the run with the fault."""
@@ -306,8 +347,11 @@ def wanted_kind(change: Change) -> str:
 
 
 @contextlib.contextmanager
-def set_up(scenario: Scenario) -> Iterator[Bench]:
-    """Run a load balancer as it is before the first change of the scenario."""
+def set_up(scenario: Scenario, *, wakes: bool = False) -> Iterator[Bench]:
+    """Run a load balancer as it is before the first change of the scenario.
+
+    With `wakes`, the caller starts `watch`.
+    """
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(roles=scenario.roles))
         haproxy = stack.enter_context(Haproxy(lb))
@@ -322,7 +366,7 @@ def set_up(scenario: Scenario) -> Iterator[Bench]:
                 web.join(agent)
         bench = Bench(scenario, lb, haproxy, rpc)
         lb.join(WEB1, WEB2)
-        if scenario.watch:
+        if scenario.watch and not wakes:
             (lb.state / "metrics.prom").unlink()
             stack.enter_context(run_watch(lb))
         bench.run(bench.make(scenario.changes[1]))
@@ -330,19 +374,87 @@ def set_up(scenario: Scenario) -> Iterator[Bench]:
         yield bench
 
 
+def select(faults: list[list[tuple[Step, str]]]) -> Iterator[tuple[int, Step, str]]:
+    """Yield the faults to inject: the number of the change, in turns, step and fault."""
+    total = max(map(len, faults))
+    for number in range(total) if ALL else range(total // SAMPLE // 2, total, total // SAMPLE):
+        for change, found in enumerate(faults):
+            yield change, *found[number * len(found) // total]
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name.replace(" ", "-"))
 def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
     with set_up(scenario) as bench:
         steps = bench.record()
         faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
-        total = max(map(len, faults))
-        picked = range(total) if ALL else range(total // SAMPLE // 2, total, total // SAMPLE)
-        for number in picked:
-            for change, found in zip(scenario.changes, faults, strict=True):
-                bench.try_fault(change, *found[number * len(found) // total])
+        for change, step, fault in select(faults):
+            bench.try_fault(scenario.changes[change], step, fault)
         bench.check_files_left()
-        counts = f"{sum(map(len, steps))} steps, {bench.injected} faults injected, {bench.missed} not reached"
-        print(f"{scenario.name}: {counts}, {len(bench.failures)} failures")
+        bench.report(steps)
+
+    assert not bench.failures, "\n".join(bench.failures)
+    assert bench.missed <= bench.injected / 5
+
+
+class Daemon:
+    """The daemon of a bench, started again after it was killed."""
+
+    def __init__(self, bench: Bench, stack: contextlib.ExitStack) -> None:
+        """Start it."""
+        self._bench, self._stack, self._number = bench, stack, 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait for its first run."""
+        (self._bench.lb.state / "metrics.prom").unlink(missing_ok=True)
+        self.process = self._stack.enter_context(run_watch(self._bench.lb))
+
+    def record(self) -> list[list[Step]]:
+        """Return the steps with which it makes each change."""
+        bench = self._bench
+        found: list[list[Step]] = [[] for _ in bench.scenario.changes]
+        for which in bench.filters:
+            for change, steps in zip(bench.scenario.changes, found, strict=True):
+                with attach(self.process.pid, which) as trace:
+                    bench.run(bench.make(change))
+                    wait_until(partial(bench.is_made, change))
+                    steps.extend(parse_steps(which, trace.read_text(errors="replace")))
+        return found
+
+    def try_fault(self, change: Change, step: Step, fault: str) -> None:
+        """Send an event, and inject a fault in a step of the round that applies it."""
+        bench = self._bench
+        which = next(one for one in bench.filters if one.name == step.filter.name)
+        with attach(self.process.pid, which, f"{step.call}:{fault}:when={step.number}") as trace:
+            bench.run(bench.make(change))
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: bench.is_made(change) or self.process.poll() is not None, 20)
+            line = find_injected(step, trace.read_text(errors="replace"))
+        bench.count(line)
+        wrong = list(bench.find_unreadable_files())
+        if self.process.poll() is not None:
+            if "signal" not in fault:
+                wrong.append(f"watch ended with {self.process.returncode}")
+            bench.age_hidden_files()
+            self.start()
+            bench.wait()
+        wrong += bench.check_further_run(change)
+        bench.note(change, fault, step, line, wrong)
+
+
+WAKE = Scenario("a wake-up of watch", (JOIN, LEAVE), NEXT, watch=True)
+
+
+def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
+    with contextlib.ExitStack() as stack:
+        bench = stack.enter_context(set_up(WAKE, wakes=True))
+        daemon = Daemon(bench, stack)
+        steps = daemon.record()
+        faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
+        for change, step, fault in select(faults):
+            daemon.try_fault(WAKE.changes[change], step, fault)
+        bench.check_files_left()
+        bench.report(steps)
 
     assert not bench.failures, "\n".join(bench.failures)
     assert bench.missed <= bench.injected / 5

@@ -485,7 +485,8 @@ def test_the_server_ends_at_once_though_somebody_listens(daemon: Publisher, web:
         assert web.process
         web.process.terminate()
 
-        assert web.process.wait(10) == 0
+        web.process.join(10)
+        assert web.process.exitcode == 0
     assert list(news) == []
     assert daemon.asked
 

@@ -100,11 +100,26 @@ class ServerChanges:
 
     def list_keywords(self, key: Key, line: str) -> list[str]:
         """Return all words of this server: those of `default-server`, then its own."""
+        return [*self._find_default_words(key[0]), *split_server_line(line)[2]]
+
+    def _find_default_words(self, proxy: str) -> tuple[str, ...]:
+        """Return the words of the `default-server` lines that apply in a proxy; empty where they are unknown."""
         try:
-            here = self._find_inherited(key[0]).default_server
+            return self._find_inherited(proxy).default_server
         except NeedsReload:
-            here = ()
-        return [*here, *split_server_line(line)[2]]
+            return ()
+
+    def find_possibly_disabled(self, servers: Lines) -> set[Key]:
+        """Return those of `servers` that haproxy.cfg disables or that an agent check may disable."""
+        # The words of a line are examined only where one of them matters: ten thousand lines without are normal.
+        proxies = {key[0] for key in servers}
+        suspects = {name for name in proxies if {"disabled", "agent-check"} & {*self._find_default_words(name)}}
+        return {
+            key
+            for key, line in servers.items()
+            if ("disabled" in line or "agent-check" in line or key[0] in suspects)
+            and (self.is_disabled(key, line) or self.has_agent(key, line))
+        }
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server."""
