@@ -19,33 +19,71 @@ STATUS_SOCKET = "status.sock"
 class Paths:
     """The files of the state directory."""
 
+    __slots__ = ("folder",)
+
     def __init__(self, folder: str) -> None:
         """`folder` is the state directory."""
         self.folder = folder
-        self.spool = os.path.join(self.folder, "spool")
+
+    @property
+    def spool(self) -> str:
         """Directory of the events that are not applied to membership yet."""
-        self.bad = os.path.join(self.spool, "bad")
+        return os.path.join(self.folder, "spool")
+
+    @property
+    def bad(self) -> str:
         """Directory of files set aside because they are not valid events."""
-        self.lock = os.path.join(self.folder, "lock")
+        return os.path.join(self.spool, "bad")
+
+    @property
+    def lock(self) -> str:
         """Lock file of a run: its holder may update membership, plan and apply."""
-        self.watch_lock = os.path.join(self.folder, "watch.lock")
+        return os.path.join(self.folder, "lock")
+
+    @property
+    def watch_lock(self) -> str:
         """Lock file that a running `watch` holds."""
-        self.members = os.path.join(self.folder, "members.json")
+        return os.path.join(self.folder, "watch.lock")
+
+    @property
+    def members(self) -> str:
         """Membership, with pauses."""
-        self.served = os.path.join(self.folder, "served.json")
+        return os.path.join(self.folder, "members.json")
+
+    @property
+    def served(self) -> str:
         """What HAProxy last confirmed."""
-        self.roles = os.path.join(self.folder, "roles.json")
+        return os.path.join(self.folder, "served.json")
+
+    @property
+    def roles(self) -> str:
         """Cached copy of roles.yml."""
-        self.answers = os.path.join(self.folder, "answers.json")
+        return os.path.join(self.folder, "roles.json")
+
+    @property
+    def answers(self) -> str:
         """Answers to queries, written for handlers that may not apply changes themselves."""
-        self.history = os.path.join(self.folder, "history.jsonl")
+        return os.path.join(self.folder, "answers.json")
+
+    @property
+    def history(self) -> str:
         """History: one JSON line per change."""
-        self.last = os.path.join(self.folder, "last.json")
+        return os.path.join(self.folder, "history.jsonl")
+
+    @property
+    def last(self) -> str:
         """Times of the last run, event, change, reload and sync."""
-        self.peers = os.path.join(self.folder, "peers.json")
+        return os.path.join(self.folder, "last.json")
+
+    @property
+    def peers(self) -> str:
         """The other load balancers, as the last sync saw them."""
-        self.metrics = os.path.join(self.folder, "metrics.prom")
+        return os.path.join(self.folder, "peers.json")
+
+    @property
+    def metrics(self) -> str:
         """Metrics for node_exporter's textfile collector."""
+        return os.path.join(self.folder, "metrics.prom")
 
     def prepare(self) -> None:
         """Create the missing directories. Raises OSError."""
