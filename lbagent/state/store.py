@@ -109,7 +109,7 @@ class Store:
         self.paths = paths
 
     def load_membership(self) -> Membership | None:
-        """Return the stored membership; None if there is none. Raises storage.Damaged, OSError."""
+        """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
             return parse_membership(untrusted_files.read_whole_file(self.paths.members))
         except FileNotFoundError:
