@@ -1,4 +1,4 @@
-"""The store: answers of handlers that may only store their query, and the last runs in history.jsonl, whatever is damaged."""
+"""The store: answers for handlers that may only store their query, and the last runs, whatever is damaged."""
 
 from __future__ import annotations
 
