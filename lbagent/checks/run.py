@@ -29,7 +29,6 @@ from lbagent.serf import agent
 from lbagent.serf.agent import Agent, list_event_handlers, list_join_addresses
 from lbagent.serf.member_list import AgentInfo
 from lbagent.settings import Settings
-from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log, format_error, format_error_lines
 
@@ -95,7 +94,7 @@ class _Checks:
     """The checks in the order in which they run; later ones use what earlier ones have read."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
-        self._settings, self._paths, self._log = settings, Paths(settings.state_dir), log
+        self._settings, self._paths, self._log = settings, settings.paths, log
         self._roles: Roles | None = None
         self._key_lines: Mapping[roles.KeyPath, int] = {}
         self._snapshot: ConfigSnapshot | None = None
@@ -181,7 +180,7 @@ class _Checks:
             self._obstacle = "roles.yml is invalid"
             return
         try:
-            self._membership = Engine(self._paths, self._settings.roles, self._log).preview_membership(self._roles)
+            self._membership = Engine(self._settings, self._log).preview_membership(self._roles)
             self._preview = make_preview(document, self._roles, self._membership)
         except (Refused, OSError) as failure:
             self._obstacle = format_error(failure)
@@ -252,7 +251,7 @@ class _Checks:
             else:
                 yield warning(Kind.DRIFT, "", text, "fix that, then run `lbagent check` again")
             return
-        engine, members = Engine(self._paths, self._settings.roles, self._log), self._membership.members
+        engine, members = Engine(self._settings, self._log), self._membership.members
         quarantines = ((name, members[name].quarantine) for name in sorted(self._preview.quarantined))
         quarantined = tuple((name, one.reason) for name, one in quarantines if one)
         served = engine.store.load_served()

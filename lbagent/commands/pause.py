@@ -46,7 +46,6 @@ from lbagent.serf.member_list import (
 )
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
-from lbagent.state.paths import Paths
 from lbagent.state.store import Damaged
 from lbagent.system.log import Log
 
@@ -116,7 +115,7 @@ def _make_verb(
 
     def run(settings: Settings, log: Log) -> int:
         cluster = _find_load_balancers()
-        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        engine = Engine(settings, log)
         with Progress() as progress:
             rows = Rows(verb, nodes, cluster, progress)
             try:

@@ -23,7 +23,6 @@ from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
-from lbagent.state.paths import Paths
 from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
 
@@ -40,7 +39,7 @@ Verb = Callable[[Settings, Log], int]
 def plan(settings: Settings, log: Log) -> int:
     """Print the pending changes as a unified diff; return 0 nothing, 2 something, 3 blocked removals, 4 refused."""
     log.journal = False
-    return _report_plan(Engine(Paths(settings.state_dir), settings.roles, log), log, PlanOptions())
+    return _report_plan(Engine(settings, log), log, PlanOptions())
 
 
 def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: FBT001  # the command's four switches
@@ -49,7 +48,7 @@ def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: F
         raise UsageError("--yes is only for `lbagent apply --adopt`")
 
     def verb(settings: Settings, log: Log) -> int:
-        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        engine = Engine(settings, log)
         engine.paths.prepare()
         options = PlanOptions(force=force, adopt=True)
         confirmed = _confirm_adoption(engine, options, yes=yes) if adopt else None
@@ -70,7 +69,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
     """Return the command that refreshes membership from Serf, then applies; `dry_run` reports as `plan` does."""
 
     def verb(settings: Settings, log: Log) -> int:
-        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        engine = Engine(settings, log)
         if dry_run:
             log.journal = False
         merge_sync = engine.prepare_sync(log.warning, force=force, record=not dry_run)

@@ -22,7 +22,6 @@ from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state import store
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
-from lbagent.state.paths import Paths
 from lbagent.state.store import Damaged
 from lbagent.system.log import Log, format_error
 from lbagent.system.processes import count_connections
@@ -44,7 +43,7 @@ WAIT = 2.0
 
 def answer_query(raw: RawEvent, settings: Settings, log: Log) -> bytes:
     """Return the answer to the query `raw`, with its line end. Errors are logged, and part of the answer."""
-    engine = Engine(Paths(settings.state_dir), settings.roles, log)
+    engine = Engine(settings, log)
     try:
         answer = _answer_event(raw, engine, log)
     except (LbagentError, OSError) as error:

@@ -33,10 +33,9 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
-from lbagent.settings import Settings, find_runtime_dir
+from lbagent.settings import Paths, Settings, find_runtime_dir
 from lbagent.state import lock
 from lbagent.state.lock import acquire_lock
-from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess
@@ -68,7 +67,7 @@ POLL_EVERY = 1.0
 
 def watch(settings: Settings, log: Log) -> int:
     """Run the daemon until SIGTERM or SIGINT. Raises Busy where another daemon uses this state directory."""
-    paths = Paths(settings.state_dir)
+    paths = settings.paths
     paths.prepare()
     log.repeats = Repeats()
     with acquire_lock(paths.watch_lock, writes=False) as acquired:
@@ -87,7 +86,7 @@ def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket |
     folder, status_socket = find_runtime_dir(os.environ), None
     if folder:
         try:
-            status_socket = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
+            status_socket = StatusSocket(folder, Engine(settings, log), log)
         except OSError as error:
             log.warning(f"status socket: {format_error(error)}; `lbagent web` shows nothing until this is fixed")
     try:
@@ -113,7 +112,7 @@ class Daemon:
     ) -> None:
         """Nothing is read yet; the caller holds watch.lock."""
         self._settings, self._log, self._watcher, self._status_socket = settings, log, watcher, status_socket
-        self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        self._engine = Engine(settings, log)
         self._edits = ConfigEdits(settings.roles, self._engine.load_roles)
         self._haproxys = HaproxyWatcher(self._engine)
         self._sync = BackgroundSync(self._prepare_sync, log, watcher.wake)
@@ -269,7 +268,7 @@ class Daemon:
 
     def _prepare_sync(self) -> SyncMerge:
         # An engine of its own, as this runs in another thread.
-        engine = Engine(self._engine.paths, self._settings.roles, self._log)
+        engine = Engine(self._settings, self._log)
         return engine.prepare_sync(self._log.hint, force=False)
 
     def _wait_for_quiet_files(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,7 +28,7 @@ from lbagent.outcome import Outcome, Verdict
 from lbagent.planning.lines import LinesByMarker, count_servers, list_managed_lines
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
-from lbagent.run import batch, replies
+from lbagent.run import replies
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.state.lock import is_held, is_locked
@@ -53,9 +53,9 @@ class CurrentConfig(NamedTuple):
 class Recorder:
     """Collects what a run reaches, and records it when the block is left."""
 
-    def __init__(self, store: Store, spool: Spool, log: Log) -> None:
-        """The run begins now."""
-        self._store, self._spool, self._log = store, spool, log
+    def __init__(self, store: Store, spool: Spool, log: Log, peek_queries: Callable[[], Mapping[str, Command]]) -> None:
+        """The run begins now. `peek_queries` returns `foreign_queries` where the run ends before it reads the spool."""
+        self._store, self._spool, self._log, self._peek_queries = store, spool, log, peek_queries
         self._started = time.monotonic()
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Recorder:
         return self.transaction.plan if self.transaction else None
 
     def _publish_answers(self, error: BaseException | None) -> None:
-        queries = self.foreign_queries or (batch.peek_queries(self._spool) if error else {})
+        queries = self.foreign_queries or (self._peek_queries() if error else {})
         if not queries:
             return
         run = replies.FinishedRun(self.roles, self.transaction, self.outcome, self.answers, error)

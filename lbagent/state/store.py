@@ -38,8 +38,8 @@ from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
 from lbagent.names import are_addresses, are_names, canonical_address
 from lbagent.outcome import PastRun
+from lbagent.settings import Paths
 from lbagent.state import files
-from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
 
 _COLUMNS = ("name", "address", "role", "status", "changed")
@@ -109,7 +109,7 @@ class Store:
         self.paths = paths
 
     def load_membership(self) -> Membership | None:
-        """Return the stored membership; None if there is none. Raises storage.Damaged, OSError."""
+        """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
             return parse_membership(untrusted_files.read_whole_file(self.paths.members))
         except FileNotFoundError:

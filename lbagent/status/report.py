@@ -31,9 +31,9 @@ from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Preview, make_preview
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
+from lbagent.settings import Paths
 from lbagent.state import store
 from lbagent.state.lock import is_locked
-from lbagent.state.paths import Paths
 from lbagent.state.store import Damaged
 from lbagent.status.nodes import NOT_MANAGED, Node, State, list_nodes, list_server_states
 from lbagent.system import processes
