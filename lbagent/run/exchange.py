@@ -12,7 +12,6 @@ from lbagent.membership.model import Membership
 from lbagent.membership.pause_reports import Page, PauseReport
 from lbagent.membership.updates import UpdateResult
 from lbagent.serf import agent, agent_process
-from lbagent.serf.member_list import find_peers
 from lbagent.state.lock import is_locked
 from lbagent.state.paths import Paths
 from lbagent.system.log import Log
@@ -56,7 +55,7 @@ def ask_peers(
 
     `load_membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
-    names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+    names = [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
     deadline = time.monotonic() + timeout
     pages = {name: pause_reports.parse_page(text) for name, text in _query_pages("", names, log_line).items()}
     known, is_complete, found = load_membership(), True, []

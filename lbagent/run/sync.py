@@ -56,7 +56,7 @@ def prepare_sync(
 def _fetch_status_lines(engine: Engine) -> tuple[dict[str, str], str]:
     """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
-        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+        names = [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
         document = config_files.read_config(engine.load_roles().haproxy).document
         status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     except (LbagentError, OSError):

@@ -7,13 +7,14 @@ commands load them from serf.env.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
-from lbagent.serf.member_list import AgentInfo, MemberList
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.system import subprocess
 
 Answer = TypeVar("Answer")
@@ -41,6 +42,15 @@ def fetch_members() -> MemberList:
 def fetch_info() -> AgentInfo:
     """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
     return _ask(["info", "-format=json"], member_list.parse_info)
+
+
+def fetch_peers() -> tuple[ListedMember, ...]:
+    """Return the other load balancers that the agent knows. Raises TryAgain."""
+    info = fetch_info()
+    role = re.escape(member_list.find_own_role(info))
+    # Serf selects: a list of all members has megabytes. A member may have several roles.
+    listed = _ask(["members", "-format=json", f"-tag=role=.*{role}.*"], member_list.parse_member_list)
+    return member_list.find_peers(listed, info)
 
 
 def fetch_clocks() -> Mapping[str, int]:
