@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-web test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -63,6 +63,10 @@ test-differential: $(VENV)/.dev  ## servers added at run time, compared with the
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
 	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
+
+chaos: $(VENV)/.dev  ## random faults and changes on two load balancers and 30 nodes, compared with a model, as root; ten minutes, DURATION= in seconds, SEED=
+	@.ci/install keepalived nft ip curl setpriv
+	@$(BIN)/python -m scenarios.chaos --seconds $(or $(DURATION),600) $(if $(SEED),--seed $(SEED))
 
 test-windows: $(VENV)/.dev  ## the scripts of windows/ in Wine; builds serf.exe; 2 GB, seven minutes
 	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \

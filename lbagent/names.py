@@ -86,7 +86,7 @@ def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str |
     """Return why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
         return None
-    # Fast path: thousands of addresses are in a few networks. A prefix of loopback addresses is of a loopback network.
+    # Fast path: thousands of addresses are in a few networks. Only a loopback network has prefixes of loopback.
     if networks and address.startswith(_list_prefixes(tuple(networks))) and not address.startswith(_NEVER_V4):
         return None
     kind = _classify_ipv6(address) if ":" in address else _classify_ipv4(address)

@@ -17,8 +17,8 @@ from lbagent.checks.finding import NAMES_LIMIT, Finding, Kind, error, join_names
 from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
-from lbagent.serf import agent, agent_process
-from lbagent.serf.agent_process import (
+from lbagent.serf import agent
+from lbagent.serf.agent import (
     DEFAULT_RPC,
     Agent,
     File,
@@ -513,4 +513,4 @@ def check_agent_environment(running: Agent) -> Iterator[Finding]:
 
 def find_running() -> Agent | None:
     """Return the process of the agent at SERF_RPC_ADDR; None where none is visible."""
-    return agent_process.find_running_agent()
+    return agent.find_running_agent()

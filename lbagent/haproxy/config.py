@@ -14,18 +14,21 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 from lbagent.haproxy.reader import (
+    COMMANDS,
     NOWHERE,
     SECTIONS,
     SERVERS,
     Directive,
     EffectiveConfig,
+    Environment,
     Reader,
     Section,
+    Words,
     are_exclusive,
     read_directives,
+    split_words,
 )
 from lbagent.haproxy.server_line import format_endpoint, is_drained
-from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 
 BLANK = " \t\r"

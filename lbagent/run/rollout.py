@@ -20,11 +20,10 @@ from lbagent.haproxy.config import (
     split_server_line,
 )
 from lbagent.haproxy.config_files import ConfigSnapshot
-from lbagent.haproxy.inherited import find_inherited
-from lbagent.haproxy.instance import Haproxy, ReloadFailed
-from lbagent.haproxy.process import Worker
+from lbagent.haproxy.instance import Haproxy
+from lbagent.haproxy.reload import ReloadFailed
 from lbagent.haproxy.runtime import session
-from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities, find_inherited
 from lbagent.haproxy.runtime.servers import (
     LEFT_LIMIT,
     Admission,
@@ -33,7 +32,7 @@ from lbagent.haproxy.runtime.servers import (
     ServerChanges,
     format_stop_command,
 )
-from lbagent.haproxy.runtime.session import Session, SessionError
+from lbagent.haproxy.runtime.session import Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address

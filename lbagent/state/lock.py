@@ -54,7 +54,7 @@ def acquire_lock(
 def check_lock(path: str) -> None:
     """Raise LockLost if this process holds the lock at `path` and the file there is another one now.
 
-    Does nothing if this process does not hold it.
+    Does nothing if this process does not hold it. Raises OSError where the file cannot be examined.
     """
     descriptor = _ACQUIRED.get(path)
     if descriptor is not None and not _is_same_file(path, descriptor):
@@ -62,7 +62,7 @@ def check_lock(path: str) -> None:
 
 
 def check_all_locks() -> None:
-    """Raise LockLost if any lock that protects writing was lost."""
+    """Raise LockLost if any lock that protects writing was lost; OSError where that is unknown."""
     for path in _WRITING:
         check_lock(path)
 
@@ -126,10 +126,10 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
 
 
 def _is_same_file(path: str, descriptor: int) -> bool:
-    """Return whether the file at `path` is the open one."""
+    """Return whether the file at `path` is the open one. Raises OSError if the disk reports an error."""
     try:
         there = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     opened = os.fstat(descriptor)
     return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)

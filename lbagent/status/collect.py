@@ -13,9 +13,8 @@ from lbagent.checks import daemon
 from lbagent.errors import TryAgain
 from lbagent.haproxy import config_files, process
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.process import Worker
-from lbagent.haproxy.runtime import socket as runtime_socket
-from lbagent.haproxy.runtime import state
+from lbagent.haproxy.runtime import session, state
+from lbagent.haproxy.runtime.session import Worker
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.membership.model import Membership
 from lbagent.membership.storage import Damaged
@@ -23,7 +22,7 @@ from lbagent.outcome import PastRun
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
-from lbagent.state import history, store
+from lbagent.state import store
 from lbagent.state.lock import is_locked
 from lbagent.state.paths import Paths
 from lbagent.status.report import (
@@ -105,7 +104,7 @@ class _Collector:
 
     def _read_last_change(self) -> PastRun | None:
         try:
-            return history.read_last_run(self._engine.paths.history)
+            return store.read_last_run(self._engine.paths.history)
         except OSError as error:
             self._add_problem(format_error(error))
             return None
@@ -175,9 +174,9 @@ def _fetch_stats(document: Document | None) -> tuple[Stats, StatsSocket]:
     if document is None:
         return {}, StatsSocket(None, "haproxy.cfg cannot be read")
     errors = []
-    for address in runtime_socket.list_stats_sockets(document.settings):
+    for address in session.list_stats_sockets(document.settings):
         try:
-            return state.parse_stats(runtime_socket.ask(address, state.COMMAND, _SOCKET_TIMEOUT)), StatsSocket(
+            return state.parse_stats(session.ask(address, state.STATS_COMMAND, _SOCKET_TIMEOUT)), StatsSocket(
                 address, None
             )
         except (OSError, ValueError) as error:

@@ -31,8 +31,8 @@ from lbagent.membership import storage
 
 Value = TypeVar("Value")
 
-LBAGENT = Path(sys.executable).with_name("lbagent")
-"""The console script of the environment that runs the tests."""
+LBAGENT = Path(os.environ.get("LBAGENT_COMMAND") or Path(sys.executable).with_name("lbagent"))
+"""The program that the tests run: $LBAGENT_COMMAND, else the console script of the environment that runs the tests."""
 
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
 """Seconds that the tests wait for an expected state."""

@@ -174,7 +174,7 @@ def test_after_a_reload_by_another_process_the_node_is_paused_again(binary: Path
 
         for _ in range(2):
             reload_haproxy(haproxy)
-            wait_until(lambda: haproxy.servers()["web1"].startswith("MAINT"), 5)
+            wait_until(lambda: haproxy.servers()["web1"].startswith("MAINT"))
 
         assert haproxy.find_answering() == {"web2"}
         lb.send_command("resume", "web1", 2)
