@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from lbagent.errors import TryAgain
@@ -191,7 +192,13 @@ def build_document(
     targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
 ) -> Document:
     """Return the files as one document; `environ` returns the variables of the running HAProxy."""
-    return Document([(target.given, decode(target.content)) for target in targets], environ)
+    return _parse_files(tuple((target.given, decode(target.content)) for target in targets)).bind_environment(environ)
+
+
+@lru_cache(maxsize=1)
+def _parse_files(files: tuple[tuple[str, str], ...]) -> Document:
+    # A command reads the same text several times, and the daemon once more after it has written it.
+    return Document(files)
 
 
 def decode(content: bytes) -> str:

@@ -15,7 +15,6 @@ from lbagent.haproxy.config import (
     Key,
     Lines,
     format_target,
-    list_managed_servers,
     parse_change,
     split_server_line,
 )
@@ -317,9 +316,7 @@ def list_withheld_servers(document: Document, plan: Plan | None, full_plan: Plan
     """Return the servers that `document` has after `plan` (None: as it is) although `full_plan` removes them."""
     if plan is full_plan:
         return {}
-    after = (
-        config.predict_servers(document, plan.after, plan.changed) if plan else config.list_managed_servers(document)
-    )
+    after = config.predict_servers(document, plan.after, plan.changed) if plan else document.managed_servers
     return _compare_withheld(after, config.predict_servers(document, full_plan.after, full_plan.changed))
 
 
@@ -392,7 +389,7 @@ class RuntimeChanges:
         `admit_servers` makes the other changes later. A server that `plan` keeps in the file although `full_plan`
         removes it is withdrawn as well. A renamed server serves until it serves under its new name.
         """
-        self._present = present = list_managed_servers(document)
+        self._present = present = document.managed_servers
         after = config.predict_servers(document, plan.after, plan.changed)
         full_after = (
             after if full_plan is plan else config.predict_servers(document, full_plan.after, full_plan.changed)
@@ -589,6 +586,8 @@ def _compare_withheld(after: Lines, full_after: Lines) -> Lines:
 
     `full_after` is the file as membership asks for it: a server is missing there, or drained.
     """
+    if after is full_after:
+        return {}
 
     def is_as_requested(key: Key, line: str) -> bool:
         return key in full_after and (is_drained(line) or not is_drained(full_after[key]))

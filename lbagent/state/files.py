@@ -235,9 +235,11 @@ def _create_file(path: str, mode: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock.is_same_file(path, own):
-            _remove_if_present(path)
-        os.close(own)
+        try:
+            if lock.is_same_file(path, own):
+                _remove_if_present(path)
+        finally:
+            os.close(own)
 
 
 def _write_staged(original: str, path: str, content: bytes) -> None:
