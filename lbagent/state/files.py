@@ -226,7 +226,7 @@ def _read_content(path: str) -> bytes:
 def _create_file(path: str, mode: int) -> Iterator[None]:
     """Create an empty file, in place of a stale one, and remove it at the end if it is still at `path`.
 
-    A process that took over a lost lock may have its own file there by then. Raises OSError or lock.LockLost.
+    A process that has acquired a lost lock may have its own file there by then. Raises OSError or lock.LockLost.
     """
     lock.check_all_locks()
     _remove_if_present(path)
