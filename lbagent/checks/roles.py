@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, ok, warning
+from lbagent.checks.haproxy import Validator
 from lbagent.haproxy.config import Document, Edit, Marker
-from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.server_line import Server
 from lbagent.names import format_count
 from lbagent.roles.model import MissingTag, Role, Roles, Service

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from lbagent.checks.haproxy import Validator
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.config_files import ConfigSnapshot, Validator
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict

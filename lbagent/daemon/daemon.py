@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
+from lbagent.checks.haproxy import Validator
 from lbagent.checks.roles import find_refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership, as_table
 from lbagent.outcome import Outcome, Verdict

@@ -15,7 +15,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -329,6 +328,8 @@ def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parse_run(line: bytes) -> PastRun | None:
+    from datetime import datetime  # noqa: PLC0415  # a run only writes the history
+
     try:
         entry = json.loads(line)
         when = datetime.fromisoformat(entry["when"])
