@@ -22,6 +22,7 @@ from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.reload import build_successor_command
 from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import GlobalLines
 from lbagent.haproxy.validation import UNREADABLE_FILE
 from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
@@ -58,9 +59,6 @@ _VERSION_TIMEOUT = 5.0
 _SOCKET_TIMEOUT = 2.0
 
 _FIX_CONFIG = "fix haproxy.cfg; until then no server line can be added or removed"
-
-GlobalLines = Sequence[Sequence[str]]
-"""The words of each line of `global`."""
 
 
 class ValidationResult(NamedTuple):

@@ -74,7 +74,7 @@ def check_roles(roles: Roles, path: str, lines: Mapping[KeyPath, int]) -> Iterat
 
 
 def _check_role(role: Role, where: str) -> Finding:
-    if not any(role.sections.values()):
+    if not role.has_services:
         text, fix = (
             f"role {role.name} has no service; its nodes get no server lines",
             "add a section, as in `lb: [iis]`",

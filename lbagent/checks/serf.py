@@ -310,7 +310,7 @@ def check_role_tag(info: AgentInfo, roles: Roles | None) -> Finding:
     if not info.role:
         text = "the agent has no role tag; the load balancers cannot find each other"
         return warning(Kind.ROLE_TAG, info.name, text, 'add `"tags": {"role": "lb"}` to its settings')
-    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
+    if any(one.has_services for one in (roles.find_roles(info.role) if roles else ())):
         text = f"roles.yml has services for its role {info.role}; the other load balancer becomes a server"
         return error(Kind.ROLE_TAG, info.name, text, "give the load balancers their own role, for example `lb`")
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")

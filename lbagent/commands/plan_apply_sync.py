@@ -23,12 +23,9 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
-from lbagent.state.lock import acquire_lock
+from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
-
-LOCK_WAIT = 30.0
-"""Seconds to wait for the run of another process."""
 
 _WOULD_CHANGE, _BLOCKED, _REFUSED = 2, 3, 4
 """Exit statuses of `plan`."""
@@ -55,7 +52,7 @@ def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: F
         confirmed = _confirm_adoption(engine, options, yes=yes) if adopt else None
         if adopt and confirmed is None:
             return 0
-        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, RUN_WAIT) as acquired:
             _require_lock(acquired, engine)
             if confirmed is not None and _preview_run(engine, options).wanted.after != confirmed.after:
                 raise Busy("haproxy.cfg or membership has changed since the diff was shown; run again")
@@ -78,7 +75,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
             status = _report_plan(engine, log, PlanOptions(force=force), merge_sync)
             return 0 if status == _WOULD_CHANGE else status
         engine.paths.prepare()
-        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, RUN_WAIT) as acquired:
             _require_lock(acquired, engine)
             loop = _run_and_report(engine, log, RunOptions(force, compare=True, verify=True), merge_sync)
         loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
@@ -89,7 +86,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
 
 def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # the state of the lock
     if not acquired:
-        raise Busy(f"{engine.paths.lock}: timed out after {LOCK_WAIT:g} s, another run holds the lock; try again")
+        raise Busy(f"{engine.paths.lock}: timed out after {RUN_WAIT:g} s, another run holds the lock; try again")
 
 
 # Run

@@ -35,7 +35,7 @@ from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Paths, Settings, find_runtime_dir
 from lbagent.state import lock
-from lbagent.state.lock import acquire_lock
+from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess
@@ -48,9 +48,6 @@ JITTER = 0.1
 
 SYNC_AGAIN = 5.0
 """Seconds until the first retry of a sync that failed, doubled with each further one."""
-
-LOCK_WAIT = 30.0
-"""Seconds to wait for the run of another process."""
 
 QUIET, QUIET_LIMIT = 0.2, 2.0
 """Seconds without a further edit after which an edit is applied, and after which it is applied in any case.
@@ -184,7 +181,7 @@ class Daemon:
         self._engine.paths.prepare()  # the state directory may have been removed
         self._keep_watch_lock()
         loop = DrainLoop(self._engine.spool, self._log, self._logged)
-        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._is_stopping) as acquired:
+        with acquire_lock(self._engine.paths.lock, RUN_WAIT, unless=lambda: self._is_stopping) as acquired:
             if acquired:
                 loop.run_once(lambda: self._run(self._sync.take_result()))
         loop.run_while_spooled(self._engine.paths.lock, self._run)

@@ -114,10 +114,7 @@ def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: Runnin
 
 def query_server_states(document: Document) -> Stats:
     """Return the server states from HAProxy; empty if no stats socket answers."""
-    for address in session.list_stats_sockets(document.settings):
-        with contextlib.suppress(OSError, ValueError):
-            return state.parse_stats(session.ask(address, state.STATS_COMMAND, _QUERY_TIMEOUT))
-    return {}
+    return session.ask_any(document.settings, state.STATS_COMMAND, state.parse_stats, _QUERY_TIMEOUT) or {}
 
 
 def build_document(

@@ -43,9 +43,6 @@ _VERBS = ("pause", "resume", "forget")
 _ATTEMPTS = 5
 """Number of times a run is started while its lock keeps getting lost."""
 
-_LOCK_WAIT = 30.0
-"""Seconds to wait for the process that acquired the new lock."""
-
 
 class Engine:
     """Makes runs, and keeps the results of the last one."""
@@ -97,7 +94,7 @@ class Engine:
             except lock.LockLost as lost:
                 self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
-                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                if not lock.acquire_again(self.paths.lock, lock.RUN_WAIT):
                     raise
         raise Busy(
             f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"

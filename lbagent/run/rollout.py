@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
@@ -32,7 +32,7 @@ from lbagent.haproxy.runtime.servers import (
     ServerChanges,
     format_stop_command,
 )
-from lbagent.haproxy.runtime.session import Session, SessionError, Worker
+from lbagent.haproxy.runtime.session import GlobalLines, Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
@@ -442,7 +442,7 @@ class RuntimeChanges:
         self._session_cutters = find_session_cutters(document)
         return self._withdraw(lines)
 
-    def reopen_after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> RuntimeChanges:
+    def reopen_after_reload(self, settings: GlobalLines, worker: Worker) -> RuntimeChanges:
         """Return the same changes for the new worker; withheld servers are withdrawn again. Raises SessionError."""
         fresh = open_runtime_changes(self._store, settings, worker, in_sync=True)
         fresh._wanted, fresh._changes = self._wanted, self._changes  # noqa: SLF001  # the same class
@@ -605,9 +605,7 @@ def find_session_cutters(document: Document) -> frozenset[str]:
     return frozenset(document.find_name(proxy) for proxy in document.proxies if proxy.start in starts)
 
 
-def open_runtime_changes(
-    store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, in_sync: bool
-) -> RuntimeChanges:
+def open_runtime_changes(store: Store, settings: GlobalLines, worker: Worker, *, in_sync: bool) -> RuntimeChanges:
     """Connect to this worker. Raises SessionError where that is not possible."""
     recorded = store.load_served().in_maintenance
     connection = session.open_session(settings, worker)
