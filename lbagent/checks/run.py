@@ -273,7 +273,7 @@ class _Checks:
         yield from files.check_replaceable(targets)
 
     def check_agent(self) -> Iterator[Finding]:
-        self._agent = serf.find_running()
+        self._agent = agent.find_running_agent()
         found = serf.fetch_info()
         if isinstance(found, Finding):
             yield found

@@ -509,8 +509,3 @@ def check_agent_environment(running: Agent) -> Iterator[Finding]:
     if not processes.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
         text = f"no SERF_RPC_ADDR={address} in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, f"start the agent with SERF_RPC_ADDR={address}")
-
-
-def find_running() -> Agent | None:
-    """Return the process of the agent at SERF_RPC_ADDR; None where none is visible."""
-    return agent.find_running_agent()

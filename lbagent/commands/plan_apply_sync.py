@@ -164,7 +164,7 @@ def _report_plan(engine: Engine, log: Log, options: PlanOptions, merge_sync: Syn
         if (member := members.get(node)) and member.quarantine:
             log.error(f"{node} is in quarantine, its lines are unchanged: {member.quarantine.reason}")
     for blocked in wanted.blocked:
-        log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+        log.error(f"blocked: {blocked.report}")
     refusal = _find_refusal(preview, log)
     if refusal:
         log.error(refusal)

@@ -260,7 +260,7 @@ class Engine:
         for note in _list_notes(transaction):
             log_note(note)
         for blocked in outcome.blocked:
-            self._log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+            self._log.error(f"blocked: {blocked.report}")
         if not outcome.is_quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
             fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}

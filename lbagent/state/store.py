@@ -211,9 +211,9 @@ class Store:
     def wait_for_answer(self, record: str, seconds: float) -> str | None:
         """Wait up to `seconds` for the answer to a record; None if there is none by then. Raises OSError."""
         deadline = time.monotonic() + seconds
-        seen: tuple[int, int] | None = None
+        seen: tuple[int, int, int] | None = None
         while True:
-            stamp = _read_stamp(self.paths.answers)
+            stamp = files.read_stamp(self.paths.answers)
             if stamp != seen and (answer := self._load_answers().get(record)) is not None:
                 return answer
             seen = stamp
@@ -255,15 +255,6 @@ class Store:
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
-
-
-def _read_stamp(path: str) -> tuple[int, int] | None:
-    """Return inode and mtime of a file; None if it is missing."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: str) -> int:
