@@ -315,12 +315,15 @@ class Rollout:
 
 def list_withheld_servers(document: Document, plan: Plan | None, full_plan: Plan) -> Lines:
     """Return the servers that `document` has after `plan` (None: as it is) although `full_plan` removes them."""
+    return {} if plan is full_plan else _compare_withheld(*predict_servers(document, plan, full_plan))
+
+
+def predict_servers(document: Document, plan: Plan | None, full_plan: Plan) -> tuple[Lines, Lines]:
+    """Return the managed servers of `document` after `plan` (None: as it is), and after `full_plan`."""
+    after = config.predict_servers(document, plan.after, plan.changed) if plan else list_managed_servers(document)
     if plan is full_plan:
-        return {}
-    after = (
-        config.predict_servers(document, plan.after, plan.changed) if plan else config.list_managed_servers(document)
-    )
-    return _compare_withheld(after, config.predict_servers(document, full_plan.after, full_plan.changed))
+        return after, after
+    return after, config.predict_servers(document, full_plan.after, full_plan.changed)
 
 
 class RuntimeChanges:
@@ -393,10 +396,7 @@ class RuntimeChanges:
         removes it is withdrawn as well. A renamed server serves until it serves under its new name.
         """
         self._present = present = list_managed_servers(document)
-        after = config.predict_servers(document, plan.after, plan.changed)
-        full_after = (
-            after if full_plan is plan else config.predict_servers(document, full_plan.after, full_plan.changed)
-        )
+        after, full_after = predict_servers(document, plan, full_plan)
         self._withheld = _compare_withheld(after, full_after)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._serving = {key: line for key, line in present.items() if key not in self._in_maintenance}
