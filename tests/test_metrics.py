@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 import lbagent
 from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
-from lbagent.membership import model
-from lbagent.membership.model import FAILED, Member, Quarantine
+from lbagent.membership.model import FAILED, Member, Quarantine, count_paused, find_pause_starts
 from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
 from lbagent.planning import lines as planning_lines
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.state.store import Store
 from tests.helpers import builders as building
 from tests.helpers.builders import NOW, POISON, membership_of, nearly_valid, parse_roles_text, paused_member, plan_for
@@ -320,8 +319,8 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     namesake = building.member("web5", "10.0.0.1")
     membership = membership_of(there, failed._replace(status=FAILED), left, tagged, namesake)
 
-    assert model.count_paused(membership) == 4  # the pause of web1 applies to its address
-    assert model.find_pause_starts(membership) == {
+    assert count_paused(membership) == 4  # the pause of web1 applies to its address
+    assert find_pause_starts(membership) == {
         name: pause.since for name in ("web1", "web2") if (pause := membership.members[name].pause)
     }
 

@@ -181,6 +181,15 @@ def _watch_writers(path: str) -> Iterator[Callable[[], bool]]:
         os.close(descriptor)
 
 
+def read_stamp(path: str) -> tuple[int, int, int] | None:
+    """Return what differs after each change: inode, mtime in nanoseconds, size; None without a file. Raises OSError."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def is_mount_point(path: str) -> bool:
     """Return whether `path` is a mount point itself, such as a single file mounted into a container."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
