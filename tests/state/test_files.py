@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from pytest_mock import MockerFixture
 
 from lbagent.state import files
 from tests.helpers.faults import mount_file
+from tests.helpers.real_programs import wait_until
 
 OLD, NEW = b"old\r\n\xff\n" * 1000, b"new\n" * 3000
 
@@ -241,6 +241,13 @@ def test_a_file_that_a_process_is_writing_is_not_replaced(cfg: Path) -> None:
     assert put(cfg, NEW)
 
 
+def is_breaking_a_lease(path: Path) -> bool:
+    """Return whether a process waits for the end of a lease of this file."""
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    inode = str(path.stat().st_ino)
+    return any(words[1:3] == ["LEASE", "BREAKING"] and words[5].split(":")[-1] == inode for words in locks)
+
+
 def test_a_writer_that_opens_the_file_during_the_swap_writes_the_live_file(
     cfg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +260,7 @@ def test_a_writer_that_opens_the_file_during_the_swap_writes_the_live_file(
 
     def while_he_opens(path: str, to: str) -> None:
         writer.start()
-        time.sleep(0.2)  # he has opened it by then, and waits for the lease
+        wait_until(lambda: is_breaking_a_lease(cfg))  # the writer has opened it, and waits for the lease
         rename(path, to)
 
     monkeypatch.setattr(files, "_rename", while_he_opens)

@@ -13,6 +13,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from lbagent.system.processes import can_read_processes, find_processes, read_process
+from tests.helpers.real_programs import wait_until
 
 NAME = "hap (roxy) x"
 
@@ -23,8 +24,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     (tmp_path / NAME).symlink_to("/bin/sleep")
     with subprocess.Popen([str(tmp_path / NAME), "60"], cwd=tmp_path, env={"A": "b=c", "E": ""}) as started:
         # Its name is there a moment before its words.
-        while not Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)):
-            time.sleep(0.005)
+        wait_until(lambda: Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)))
         yield started
         started.kill()
 
@@ -67,11 +67,8 @@ def test_a_process_that_repeats_its_exec_always_has_arguments_and_environment(tm
 
 def test_a_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
-    while (found := read_process(sleeper.pid)) is not None and found.alive:
-        time.sleep(0.005)
+    wait_until(lambda: (found := read_process(sleeper.pid)) is not None and not found.alive)
 
-    assert found is not None
-    assert not found.alive
     assert sleeper.pid not in [one.pid for one in find_processes("hap")]
 
 

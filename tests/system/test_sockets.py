@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lbagent.system.sockets import find_listening_users, find_silent_endpoints, is_same_endpoint
-from tests.helpers.real_programs import free_port
+from tests.helpers.real_programs import free_port, wait_until
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,13 @@ def test_the_listener_sees_no_connection(listener: socket.socket) -> None:
         listener.accept()
 
 
+def count_waiting(port: int) -> int:
+    """Return the number of connections that wait at a listening port (of `ss`: Recv-Q)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [words for words in lines if words[1].endswith(f":{port:04X}") and words[3] == "0A"]
+    return int(listening[0][4].split(":")[1], 16)
+
+
 def test_an_endpoint_with_a_full_backlog_is_silent_after_the_time_limit() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -71,7 +78,7 @@ def test_an_endpoint_with_a_full_backlog_is_silent_after_the_time_limit() -> Non
         with socket.create_connection(where), socket.socket() as second:
             second.settimeout(0)
             second.connect_ex(where)
-            time.sleep(0.05)
+            wait_until(lambda: count_waiting(where[1]) == 1)
 
             assert find_silent_endpoints([where], 0.2) == {where}
 

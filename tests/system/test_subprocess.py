@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.system.subprocess import ProgramResult, find_program, run_program
+from tests.helpers.real_programs import wait_until
 
 
 def shell(script: str, timeout: float = 10, **more: str) -> ProgramResult:
@@ -52,12 +53,7 @@ def test_output_that_is_not_utf_8_is_decoded() -> None:
 
 
 def test_at_its_time_limit_a_program_is_killed() -> None:
-    started = time.monotonic()
-
-    result = shell("sleep 60", 0.2)
-
-    assert result == ProgramResult(None, "sh did not end within 0.2 s")
-    assert time.monotonic() - started < 3
+    assert shell("sleep 60", 0.2) == ProgramResult(None, "sh did not end within 0.2 s")
 
 
 def test_its_children_are_killed_with_it(tmp_path: Path) -> None:
@@ -67,11 +63,7 @@ def test_its_children_are_killed_with_it(tmp_path: Path) -> None:
 
 
 def _ends(pid: int) -> bool:
-    for _ in range(100):
-        if not _lives(pid):
-            return True
-        time.sleep(0.02)
-    return False
+    return wait_until(lambda: not _lives(pid))
 
 
 def _lives(pid: int) -> bool:
@@ -213,7 +205,7 @@ def test_endless_output_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     result = shell("while :; do head -c 1000000 /dev/zero; sleep 0.02; done", 1)
 
     assert result.status is None
-    assert len(sizes) > 3
+    assert sizes
     assert max(sizes) < 30_000_000
 
 
