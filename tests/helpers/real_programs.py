@@ -556,13 +556,18 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
 
 def _running(pidfile: str) -> Iterator[int]:
     """Yield the pids of running haproxy processes with `-p pidfile` in their command line."""
-    for entry in Path("/proc").iterdir():
+    for name in os.listdir("/proc"):  # many tests wait for this: the cheapest calls
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text() == "haproxy\n":
-                words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-                state = (entry / "stat").read_text().rpartition(") ")[2][0]
-                if ("-p", pidfile) in itertools.pairwise(words) and state != "Z":
-                    yield int(entry.name)
+            if name.isdigit() and _read_bytes(f"/proc/{name}/comm") == b"haproxy\n":
+                words = _read_bytes(f"/proc/{name}/cmdline").decode("utf-8", "replace").split("\0")
+                state = _read_bytes(f"/proc/{name}/stat").rpartition(b") ")[2][:1]
+                if ("-p", pidfile) in itertools.pairwise(words) and state != b"Z":
+                    yield int(name)
+
+
+def _read_bytes(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
 
 
 def _children(pid: int) -> Iterator[Path]:
