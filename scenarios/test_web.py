@@ -224,13 +224,12 @@ def _failed(balancer: Balancer) -> bool:
 
 def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
     open_now(site)
-    process = site.pages[1].process
-    assert process
-    assert process.pid
-    other = process.pid
+    other = site.pages[1].process
+    assert other
+    assert other.pid
     wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
     begin = time.monotonic()
-    os.kill(other, signal.SIGSTOP)
+    os.kill(other.pid, signal.SIGSTOP)
     try:
         wait_until(lambda: shows(site, "web01", "in", "unknown"), BOUND)
         took = time.monotonic() - begin
@@ -240,7 +239,7 @@ def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
         site.pages[0].get("/")
         figures.append(f"a page while the other load balancer is silent: {1000 * (time.monotonic() - begin):.0f} ms")
     finally:
-        os.kill(other, signal.SIGCONT)
+        os.kill(other.pid, signal.SIGCONT)
     wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
 
 

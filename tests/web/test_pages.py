@@ -25,7 +25,7 @@ from lbagent.commands import web as command
 from lbagent.errors import LbagentError
 from lbagent.settings import Settings
 from lbagent.system.log import Log
-from lbagent.web.source import Daemon
+from lbagent.web.model import Daemon
 from tests.helpers.real_programs import free_port, wait_until
 from tests.helpers.web_page import Publisher, WebPage, document, entry, node, run_web, server, status
 
