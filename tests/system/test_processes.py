@@ -65,6 +65,17 @@ def test_a_process_that_repeats_its_exec_always_has_arguments_and_environment(tm
     assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
 
 
+def test_a_process_without_environment_is_read_at_once(mocker: MockerFixture) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], env={}) as started:
+        wait_until(lambda: Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n")
+        found = read_process(started.pid)
+        sleep = mocker.patch("time.sleep")
+
+        assert found
+        assert (found.environ, sleep.call_count) == ({}, 0)
+        started.kill()
+
+
 def test_a_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     wait_until(lambda: (found := read_process(sleeper.pid)) is not None and not found.alive)
