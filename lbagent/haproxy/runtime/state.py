@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
@@ -58,27 +59,22 @@ class ServerState(NamedTuple):
 def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
     version, *lines = answer.splitlines() or [""]
-    if version != STATES_VERSION:
+    if version != "1":
         raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
-    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    rows = [line.split(None, _FIELDS) for line in lines if not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
         raise ValueError("has truncated rows")
     return {(row[1], row[3]): _parse_state(row) for row in rows}
 
 
+_make_state: Callable[[tuple[str, int, bool, bool, bool]], ServerState] = partial(tuple.__new__, ServerState)
+"""Constructor of ServerState at half the cost: ten thousand of them are normal."""
+
+
 def _parse_state(row: list[str]) -> ServerState:
     admin = int(row[6])
-    draining = bool(admin & _DRAIN and not admin & _MAINT)
-    return ServerState(
-        address=row[4],
-        port=int(row[18]),
-        out=bool(admin & _OUT),
-        passed=int(row[12]) > 0,
-        draining=draining,
-        down=int(row[5]) == _STOPPED and admin == 0,
-        checked=int(row[13]) & _CHECKED == _CHECKED,
-        row=" ".join(row),
-    )
+    draining = admin & _OUT == _DRAIN
+    return _make_state((row[4], int(row[18]), admin & _OUT != 0, int(row[12]) > 0, draining))
 
 
 def _is_at(state: ServerState, address: str, port: int) -> bool:
