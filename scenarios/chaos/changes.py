@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import re
 import time
 
@@ -231,23 +232,42 @@ def swap_addresses(storm: Storm) -> str | None:
         return None
     one.address, two.address = two.address, one.address
     one.busy = two.busy = True
-    for node in (one, two):
-        machine = storm.node(node)
-        machine.machine.run("ip", "address", "flush", "dev", "eth0")
-    for node in (one, two):
-        machine = storm.node(node)
-        machine.address = node.address
-        machine.machine.run("ip", "address", "add", f"{node.address}/16", "dev", "eth0")
-        machine.write_agent()
-        # Everyone must learn the new place of the address.
-        machine.machine.run("ip", "neighbour", "flush", "all")
-    for balancer in storm.site.balancers.values():
-        balancer.run("ip", "neighbour", "flush", "all")
+    storm.node(one).drop_network()
+    for node in (two, one):
+        storm.node(node).set_address(node.address)
     return f"{one.name} and {two.name}"
 
 
 def _has_left(node: NodeModel) -> bool:
     return node.agent == "left" and node.backend
+
+
+def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
+    """Send a command from the web page; a page whose load balancer is disturbed may refuse it."""
+    balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
+    if balancer is None or one is None:
+        return None
+    status = balancer.send_order(one.name, verb)
+    if status != http.HTTPStatus.SEE_OTHER:
+        storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: HTTP status {status}")
+        return f"{one.name} on {balancer.name}: HTTP status {status}"
+    one.busy, one.paused = True, verb == "pause"
+    return f"{one.name} on {balancer.name}"
+
+
+@action("pause on the web page", 1.5)
+def pause_on_page(storm: Storm) -> str | None:
+    """A user pauses a node on the web page."""
+    return _order(storm, _choose_pausable(storm), "pause")
+
+
+@action("resume on the web page", 1.5)
+def resume_on_page(storm: Storm) -> str | None:
+    """A user resumes a node on the web page."""
+    one = storm.choose_node(lambda node: node.is_known and node.paused)
+    if one:
+        storm.end_promises(one)
+    return _order(storm, one, "resume")
 
 
 # Edits of an operator
@@ -342,3 +362,108 @@ def break_roles(storm: Storm) -> str | None:
 
     storm.later(f"mistake in roles.yml of {balancer.name}", fix)
     return balancer.name
+
+
+# Many changes at once, and changes of one node in a row
+
+
+@action("pauses and resumes in a row", 1.5)
+def flap_pauses(storm: Storm) -> str | None:
+    """A node sends several pauses and resumes of another one; the last one counts."""
+    one = storm.choose_node(lambda node: node.is_known and not node.tagged and (node.is_out or storm.can_spare(node)))
+    if one is None:
+        return None
+    sender, verbs = storm.choose_other_node(one), storm.dice.choices(["pause", "resume"], k=storm.dice.randint(2, 6))
+    kind = storm.dice.choice(["event -coalesce=false", "query -no-ack -timeout 1s -relay-factor 2 -tag role=lb"])
+    storm.end_promises(one)
+    storm.start_command(sender, "sh", "-c", "; ".join(f"serf {kind} {verb} {one.name}" for verb in verbs))
+    one.busy, one.paused = True, verbs[-1] == "pause"
+    return f"{one.name}: {' '.join(verbs)}, from {sender.name}"
+
+
+@action("leave and join in a row", 1.5)
+def flap_agent(storm: Storm) -> str | None:
+    """An agent leaves and joins again at once; its web server runs on."""
+    one = storm.choose_node(lambda node: node.agent == "alive" and storm.can_spare(node))
+    if one is None:
+        return None
+    one.busy = True
+    storm.node(one).serf.stop()
+    storm.node(one).serf.start()
+    return one.name
+
+
+@action("many leave", 0.5)
+def leave_together(storm: Storm) -> str | None:
+    """Up to ten nodes leave at once."""
+    names = [name for _ in range(storm.dice.randint(3, 10)) if (name := leave(storm))]
+    return " ".join(names) if names else None
+
+
+@action("many join", 0.7)
+def join_together(storm: Storm) -> str | None:
+    """All nodes that are not in the cluster join at once."""
+    names = []
+    while name := join(storm):
+        names.append(name)
+    return " ".join(names) if names else None
+
+
+@action("lbagent pause of many", 0.7)
+def pause_many(storm: Storm) -> str | None:
+    """An operator pauses several nodes with one command."""
+    balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
+    if balancer is None:
+        return None
+    chosen = []
+    for _ in range(storm.dice.randint(2, 6)):
+        if one := _choose_pausable(storm):
+            one.busy = one.paused = True
+            chosen.append(one.name)
+    if not chosen:
+        return None
+    storm.start_command(balancer, "lbagent", "pause", *chosen)
+    return f"{' '.join(chosen)} on {balancer.name}"
+
+
+@action("lbagent resume of many", 0.7)
+def resume_many(storm: Storm) -> str | None:
+    """An operator resumes all paused nodes with one command."""
+    chosen = [node for node in storm.model.nodes.values() if node.is_known and node.paused and not node.busy]
+    balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
+    if balancer is None or not chosen:
+        return None
+    for one in chosen:
+        storm.end_promises(one)
+        one.busy, one.paused = True, False
+    names = [one.name for one in chosen]
+    storm.start_command(balancer, "lbagent", "resume", *names)
+    return f"{' '.join(names)} on {balancer.name}"
+
+
+GARBAGE = [
+    "",
+    " ",
+    "nobody",
+    "n01 until=yesterday",
+    "n01 for=-1",
+    "n 01",
+    "../n01",
+    "n01\nn02",
+    "\u00fc" * 40,
+    "x" * 200,
+]
+"""Payloads that pause and resume no node of the run."""
+
+
+@action("garbage sent", 1)
+def send_garbage(storm: Storm) -> str | None:
+    """A node sends an event or a query that means nothing."""
+    found = [node for node in storm.model.nodes.values() if node.agent == "alive" and not node.busy]
+    if not found:
+        return None
+    sender, payload = storm.node(storm.dice.choice(found)), storm.dice.choice(GARBAGE)
+    name = storm.dice.choice(["resume", "resume", "deploy", "lbagent-status", "lbagent-forget", "-x", "pa use"])
+    kind = storm.dice.choice([["event", "-coalesce=false"], ["query", "-no-ack", "-timeout", "1s"]])
+    storm.start_command(sender, "serf", *kind, "--", name, payload)
+    return f"{kind[0]} {name} {payload!r} from {sender.name}"

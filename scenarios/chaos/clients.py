@@ -12,6 +12,7 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Collection
 from typing import NamedTuple, Self
 
 from scenarios.chaos.site import ADDRESS, PORTS, Site
@@ -144,22 +145,27 @@ def _make_headers(request: str, *, keep: bool) -> dict[str, str]:
     return {"X-Request": request} | ({} if keep else {"Connection": "close"})
 
 
-def ask_directly(client: Machine, address: str, service: str, times: int) -> list[str]:
-    """Send new requests to a load balancer's own address; return who has answered, or the failure, of each."""
-    answers: list[str] = []
+def ask_directly(client: Machine, address: str, service: str, expected: Collection[str]) -> set[str]:
+    """Send new requests to a load balancer's own address until all expected nodes have answered, or long enough.
+
+    Returns the nodes that have answered, and the failures.
+    """
+    answers = set[str]()
 
     def work() -> None:
-        for _ in range(times):
+        for _ in range(20 * len(expected)):
             connection = http.client.HTTPConnection(address, PORTS[service], timeout=PATIENCE)
             try:
                 connection.request("GET", "/", headers={"Connection": "close"})
                 answer = connection.getresponse()
                 body = answer.read().decode()
-                answers.append(body if answer.status == http.HTTPStatus.OK else f"!{answer.status}")
+                answers.add(body if answer.status == http.HTTPStatus.OK else f"!{answer.status}")
             except (OSError, http.client.HTTPException) as error:
-                answers.append(f"!{type(error).__name__}")
+                answers.add(f"!{type(error).__name__}")
             finally:
                 connection.close()
+            if answers >= set(expected) or any(one.startswith("!") for one in answers):
+                return
 
     start_thread_on(client, work).join()
     return answers

@@ -89,6 +89,32 @@ def freeze_agent(storm: Storm) -> str | None:
     return one.name
 
 
+@action("many nodes killed", 0.5)
+def kill_nodes(storm: Storm) -> str | None:
+    """Agent and web server of several nodes are killed at once; later they boot."""
+    found = [node for node in storm.model.nodes.values() if not node.busy and node.agent == "alive" and node.backend]
+    chosen = storm.dice.sample(found, min(len(found), storm.dice.randint(2, 7)))
+    if not chosen or not storm.can_spare_all(chosen):
+        return None
+    reason = "node killed"
+    for one in chosen:
+        one.busy, one.agent, one.backend = True, "dead", False
+        storm.begin_fault(one.name, reason)
+        storm.node(one).serf.kill()
+        storm.node(one).backend.kill()
+
+    def boot() -> None:
+        for one in chosen:
+            one.agent, one.backend = "alive", True
+            storm.node(one).backend.start()
+            storm.node(one).serf.start()
+            storm.end_fault(one.name, reason)
+
+    names = " ".join(one.name for one in chosen)
+    storm.later(f"killed nodes boot: {names}", boot)
+    return names
+
+
 # Faults of load balancers
 
 

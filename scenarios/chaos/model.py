@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from scenarios.chaos.site import PORTS, PROXIES, Server
+from scenarios.chaos.site import DRAINED, PORTS, PROXIES, Server
 
 
 @dataclasses.dataclass
@@ -71,11 +71,14 @@ class Model:
             node = self.nodes[name]
             if not node.is_known or service not in self.services.get(node.role, ()):
                 continue
-            if node.is_out:
-                lines.append(f"# lbagent paused {name} {node.address} role={node.role}")
+            options = f"check inter {self.intervals[node.role]} rise 2 fall 2"
+            server = f"server {name} {node.address}:{PORTS[service]} {options}"
+            if not node.is_out:
+                lines.append(f"{server} # lbagent role={node.role}")
+            elif node.role in DRAINED:
+                lines.append(f"{server} weight 0 # lbagent paused role={node.role}")
             else:
-                options = f"check inter {self.intervals[node.role]} rise 2 fall 2"
-                lines.append(f"server {name} {node.address}:{PORTS[service]} {options} # lbagent role={node.role}")
+                lines.append(f"# lbagent paused {name} {node.address} role={node.role}")
         return lines
 
     def render_config(self) -> str:
@@ -94,8 +97,8 @@ class Model:
         found: dict[str, dict[str, Server]] = {proxy: {} for proxy in PROXIES.values()}
         for node in self.nodes.values():
             for service in self.services.get(node.role, ()):
-                if node.is_known and not node.is_out:
-                    state = "UP" if node.backend else "DOWN"
+                if node.is_known and (not node.is_out or node.role in DRAINED):
+                    state = "DOWN" if not node.backend else "DRAIN" if node.is_out else "UP"
                     found[PROXIES[service]][node.name] = Server(f"{node.address}:{PORTS[service]}", state)
         return found
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import http.client
 import json
+import os
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
 
+import bcrypt
+
 from scenarios import pair
-from scenarios.machines import Daemon, Machine, Switch
+from scenarios.machines import Daemon, Machine, Switch, start_thread_on
+from tests.helpers.real_programs import LBAGENT
+from tests.helpers.web_page import PASSWORD, USER, WebPage
 
 ADDRESS = pair.ADDRESS
 
@@ -73,6 +80,9 @@ listen stats
 
 SERVICES = {"web": ["iis"], "A": ["web_service_a"], "both": ["iis", "web_service_a"]}
 """The services of each role in roles.yml at first."""
+
+DRAINED = {"both"}
+"""Roles with `on_pause: drain`."""
 
 _ROLES = """\
 haproxy:
@@ -133,6 +143,9 @@ frontend services
 """
 
 
+_PAGE = 8053
+"""Port of the web page of a load balancer."""
+
 _CONTROL = "/run/chaos-control"
 """The file through which shim.c gets its orders."""
 
@@ -145,10 +158,12 @@ _DISK_SIZE, _FULL = "8m", "chaos-fills-the-disk"
 @functools.cache
 def build_shim() -> Path:
     """Compile shim.c; return the path of the library."""
-    library = Path("build/chaos/shim.so").resolve()
-    library.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path("build/chaos").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    library, beside = folder / "shim.so", folder / f"shim.so.{os.getpid()}"
     source = str(Path(__file__).with_name("shim.c"))
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), source, "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(beside), source, "-ldl"], check=True)
+    beside.rename(library)  # another run may use the old one
     return library
 
 
@@ -163,10 +178,16 @@ class Server(NamedTuple):
 def render_roles(services: Mapping[str, Sequence[str]], intervals: Mapping[str, str]) -> str:
     """Return roles.yml with the services and the interval of each role."""
     rows = [
-        f"  {role}: {{lb: [{', '.join(names)}], interval: {intervals[role]}, networks: [10.0.0.0/16]}}\n"
+        f"  {role}: {{lb: [{', '.join(names)}], interval: {intervals[role]}, networks: [10.0.0.0/16]"
+        f"{', on_pause: drain' if role in DRAINED else ''}}}\n"
         for role, names in services.items()
     ]
     return _ROLES + "".join(rows)
+
+
+def make_mac(address: str) -> str:
+    """Return the MAC address of the machine that has this IP address."""
+    return ":".join(["02:00", *(f"{int(number):02x}" for number in address.split("."))])
 
 
 def make_agent(name: str, address: str) -> dict[str, object]:
@@ -188,10 +209,22 @@ def make_agent(name: str, address: str) -> dict[str, object]:
 class Balancer(pair.Balancer):
     """A load balancer with HAProxy, Serf, `lbagent watch` and keepalived."""
 
-    def __init__(self, name: str, address: str) -> None:
-        """Prepare the programs; nothing runs yet."""
-        super().__init__(name, address, {"LD_PRELOAD": str(build_shim()), "CHAOS_CONTROL": _CONTROL})
-        self.edits = 0
+    def __init__(self, name: str, address: str, haproxy: Path) -> None:
+        """Prepare the programs; `haproxy` is the HAProxy to use."""
+        path = f"{haproxy.parent}:{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        super().__init__(
+            name,
+            address,
+            {
+                "LD_PRELOAD": str(build_shim()),
+                "CHAOS_CONTROL": _CONTROL,
+                "PATH": path,
+                "LBAGENT_RUNTIME_DIR": "/run/lbagent",
+            },
+        )
+        self._shim_is_set = False
+        page = ["-v", "web", "--listen", f"127.0.0.1:{_PAGE}", "--users", "/etc/lbagent/web.users"]
+        self.page = Daemon(self.machine, "lbagent", *page, env=self.env)
 
     def install(self, key: str) -> None:
         """Write haproxy.cfg, roles.yml and the settings of Serf and keepalived."""
@@ -203,7 +236,10 @@ class Balancer(pair.Balancer):
         (etc / "serf/agent.json").write_text(json.dumps(make_agent(self.name, self.address) | agent))
         text = _KEEPALIVED.format(name=self.name, address=self.address, peer=peer, priority=priority)
         (etc / "keepalived/keepalived.conf").write_text(text)
-        (self.machine.root / "run/haproxy").mkdir()
+        for folder in ("haproxy", "lbagent"):
+            (self.machine.root / "run" / folder).mkdir()
+        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
+        (etc / "lbagent/web.users").write_text(f"{USER}:{hashed}\n")
         self.write_secrets(key)
         self.set_shim()
         for folder in DISKS:
@@ -211,9 +247,9 @@ class Balancer(pair.Balancer):
 
     def set_shim(self, clock: int = 0, disk: float = 0) -> None:
         """Step the clock of all programs but Serf by these seconds, and make each write wait `disk` seconds."""
-        with (self.machine.root / _CONTROL.lstrip("/")).open("r+b" if self.edits else "wb") as file:
+        with (self.machine.root / _CONTROL.lstrip("/")).open("r+b" if self._shim_is_set else "wb") as file:
             file.write(struct.pack("<qq", clock, int(disk * 1_000_000)))
-        self.edits += 1
+        self._shim_is_set = True
 
     def fill_disk(self, folder: str) -> None:
         """Fill the file system of this folder to its last byte."""
@@ -247,7 +283,26 @@ class Balancer(pair.Balancer):
     @property
     def programs(self) -> tuple[Daemon, ...]:
         """All programs, in the order of their start."""
-        return self.haproxy, self.serf, self.watch, self.keepalived
+        return self.haproxy, self.serf, self.watch, self.page, self.keepalived
+
+    def send_order(self, node: str, verb: str) -> int:
+        """Pause or resume a node on the web page, as a user with a browser. Returns the last status of HTTP."""
+        answers: list[int] = []
+
+        def work() -> None:
+            with TemporaryDirectory() as folder:
+                page = WebPage(Path(folder))
+                page.port = _PAGE
+                try:
+                    page.log_in()
+                    answers.append(
+                        page.post(f"/nodes/{node}/{verb}", {"token": page.get(f"/nodes/{node}").token}).status
+                    )
+                except (OSError, http.client.HTTPException, AssertionError):
+                    answers.append(0)
+
+        start_thread_on(self.machine, work).join()
+        return answers[0]
 
     def clear_state(self) -> None:
         """Delete what lbagent and Serf have stored."""
@@ -268,6 +323,7 @@ class Balancer(pair.Balancer):
         self.start_haproxy()
         self.start_serf()
         self.watch.start()
+        self.page.start()
         self.start_keepalived()
 
     def read_servers(self) -> dict[str, dict[str, Server]]:
@@ -310,6 +366,19 @@ class Node(pair.Host):
         agent = make_agent(self.name, self.address) | {"tags_file": "/var/lib/serf/tags.json"}
         (self.machine.root / "etc/serf/agent.json").write_text(json.dumps(agent))
 
+    def drop_network(self) -> None:
+        """Remove the node's address."""
+        self.run("ip", "address", "flush", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+
+    def set_address(self, address: str) -> None:
+        """Give the node another address; nobody else may have it."""
+        self.address = address
+        self.run("ip", "address", "flush", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "address", make_mac(address))
+        self.run("ip", "address", "add", f"{address}/16", "dev", "eth0")
+        self.write_agent()
+
     def start(self, *, joins: bool) -> None:
         """Start the web server and, if it `joins`, the agent, without waiting."""
         self.backend.start()
@@ -320,10 +389,12 @@ class Node(pair.Host):
 class Site:
     """All machines, from `__enter__` to `__exit__`."""
 
-    def __init__(self, nodes: Mapping[str, tuple[str, str]]) -> None:
-        """Prepare the programs; `nodes` has address and role of each node."""
+    def __init__(self, nodes: Mapping[str, tuple[str, str]], haproxy: Path) -> None:
+        """Prepare the programs; `nodes` has address and role of each node, `haproxy` is that of the load balancers."""
         self._stack = contextlib.ExitStack()
-        self.balancers = {"lb01": Balancer("lb01", "10.0.0.11"), "lb02": Balancer("lb02", "10.0.0.12")}
+        self.balancers = {
+            name: Balancer(name, address, haproxy) for name, address in (("lb01", "10.0.0.11"), ("lb02", "10.0.0.12"))
+        }
         self.nodes = {name: Node(name, address, role) for name, (address, role) in nodes.items()}
         self.switch, self.client = Switch(), Machine("client")
         self.serf_key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
@@ -336,9 +407,22 @@ class Site:
             for host in self.hosts.values():
                 stack.enter_context(host.machine)
                 self.switch.plug(host.machine, f"{host.address}/16")
+                host.run("ip", "link", "set", "eth0", "address", make_mac(host.address))
                 host.install(self.serf_key)
+            for node in self.nodes.values():
+                self._list_neighbours(node)
             self._stack = stack.pop_all()
         return self
+
+    def _list_neighbours(self, node: Node) -> None:
+        """Write the other nodes into the node's table of neighbours.
+
+        All machines of this host share one limit (gc_thresh3, 1024) for entries that are not permanent.
+        """
+        others = [other.address for other in self.nodes.values() if other is not node]
+        lines = [f"neighbour replace {one} lladdr {make_mac(one)} dev eth0 nud permanent\n" for one in others]
+        (node.machine.root / "run/neighbours").write_text("".join(lines))
+        node.run("ip", "-batch", "/run/neighbours")
 
     def start(self, outside: Collection[str]) -> None:
         """Start all programs; the nodes `outside` do not join the cluster."""

@@ -204,7 +204,7 @@ class Storm:
             found = self.site.balancers[balancer].read_servers()
         except OSError:
             return False
-        return any(servers[node].state != "MAINT" for servers in found.values() if node in servers)
+        return any(servers[node].state not in ("MAINT", "DRAIN") for servers in found.values() if node in servers)
 
     def choose_node(self, fits: Callable[[NodeModel], bool]) -> NodeModel | None:
         """Return a random node that fits and has not been changed since the last calm, or None."""
