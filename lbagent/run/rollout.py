@@ -423,9 +423,12 @@ class RuntimeChanges:
         checked |= {key for key, line in self._in_maintenance.items() if self._should_drain(key, line)}
         known = KnownServers(self._serving, self._in_maintenance, self.in_sync, frozenset(checked))
         changes = ServerChanges(document, known, self._wanted, self._capabilities)
-        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(parse_change, plan.removed):
-            if line and key not in managed:
+        removed = {key: line for key, line in map(parse_change, plan.removed) if line}
+        names = {name for name, _ in removed}
+        here = (proxy for proxy in document.proxies if proxy.name in names)
+        managed = {(proxy.name, line.name) for proxy in here for line in proxy.managed}
+        for key in removed:
+            if key not in managed:
                 changes.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
         if document.is_conditional or before:

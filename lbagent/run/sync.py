@@ -194,10 +194,10 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.peers_asked_at
     if not membership.peers_asked_at or ago < 0:
         return False
-    running = agent.find_running_agent()
-    if running is None:
+    started = agent.find_start_time()
+    if started is None:
         return ago < _CONTACT_WINDOW
-    if running.process.start_time > membership.peers_asked_at:
+    if started > membership.peers_asked_at:
         return False
     return ago < _CONTACT_WINDOW or not is_locked(paths.watch_lock)
 

@@ -107,13 +107,18 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         """Use the state directory at `paths`."""
         self.paths = paths
+        self._membership: tuple[bytes, Membership] | None = None
+        """The content of members.json that was read or written last, and its membership."""
 
     def load_membership(self) -> Membership | None:
         """Return the stored membership; None if there is none. Raises storage.Damaged, OSError."""
         try:
-            return parse_membership(untrusted_files.read_whole_file(self.paths.members))
+            content = untrusted_files.read_whole_file(self.paths.members)
         except FileNotFoundError:
             return None
+        if self._membership is None or self._membership[0] != content:
+            self._membership = content, parse_membership(content)
+        return self._membership[1]
 
     def set_damaged_aside(self) -> str:
         """Rename an unreadable members.json and return its new path. Raises OSError."""
@@ -124,7 +129,9 @@ class Store:
 
     def save_membership(self, membership: Membership) -> None:
         """Replace members.json atomically and durably. Raises OSError."""
-        files.replace_file(self.paths.members, serialize_membership(membership))
+        content = serialize_membership(membership)
+        files.replace_file(self.paths.members, content)
+        self._membership = content, membership._replace(members=as_table(membership.members))
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
