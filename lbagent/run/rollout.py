@@ -473,8 +473,10 @@ class RuntimeChanges:
         if unrecorded:
             self._in_maintenance |= unrecorded
             # Record before sending: after a crash the next run must know what to enable. A full disk stops nothing.
+            # Without fsync: a power failure ends the worker too, and its servers in maintenance with it.
+            served = self._store.load_served()._replace(in_maintenance=self.in_maintenance)
             try:
-                self._store.save_served(self._store.load_served()._replace(in_maintenance=self.in_maintenance))
+                self._store.save_served(served, durable=False)
             except OSError:
                 self._store.mark_served_incomplete()
         commands = [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]

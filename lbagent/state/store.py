@@ -168,14 +168,14 @@ class Store:
         with contextlib.suppress(OSError):
             os.rename(self.paths.served, self._incomplete_path)
 
-    def save_served(self, served: Served) -> None:
-        """Write served.json. Raises OSError."""
+    def save_served(self, served: Served, *, durable: bool = True) -> None:
+        """Write served.json, with fsync if `durable`. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.in_maintenance.lines:
             lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
             content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
-        files.replace_file(self.paths.served, json.dumps(content).encode())
+        files.replace_file(self.paths.served, json.dumps(content).encode(), durable=durable)
         if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
