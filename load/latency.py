@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from load.pair import Fleet, balancer, nodes
 from tests.helpers.http_clients import send_request
-from tests.helpers.real_programs import LoadBalancer, SerfAgent, binaries, member_line, wait_until
+from tests.helpers.real_programs import LBAGENT, LoadBalancer, SerfAgent, binaries, member_line, wait_until
 
 TIMES = int(os.environ.get("TIMES", "100"))
 WRK = int(os.environ.get("WRK", "3333"))
@@ -139,8 +139,11 @@ def measure(lb: LoadBalancer, address: str, env: dict[str, str]) -> tuple[list[C
 
 def handle(lb: LoadBalancer, kind: str, stdin: bytes, **env: str) -> float:
     """Run `handle` for an event and return when it started."""
+    environ = {**lb.env, "SERF_EVENT": kind, "SERF_SELF_NAME": "lb01", "SERF_SELF_ROLE": "lb", **env}
     at = time.time()
-    assert lb.start_handle(kind, stdin, **env).wait() == 0
+    with subprocess.Popen([LBAGENT, "handle"], stdin=subprocess.PIPE, env=environ) as handler:
+        handler.communicate(stdin)
+    assert handler.returncode == 0
     return at
 
 
