@@ -23,7 +23,7 @@ VERSION = os.environ.get("HAPROXY", "3.0")
 PATIENCE = 300.0
 """Seconds to wait for a change of all nodes."""
 
-_BURST = 100
+_BURST = min(100, AGENTS)
 """Nodes that are paused at once."""
 
 _NODES = """
@@ -46,14 +46,16 @@ def main() -> int:
         daemon = stack.enter_context(lb.start("watch", env={"SERF_RPC_ADDR": agent.rpc}))
         stack.callback(daemon.terminate)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        print(f"HAProxy {VERSION}, {run_serf('version').splitlines()[0]}, {AGENTS} agents, profile lan, {os.cpu_count()} cores")
+        print(
+            f"HAProxy {VERSION}, {run_serf('version').splitlines()[0]}, {AGENTS} agents, profile lan, {os.cpu_count()} cores"
+        )
         started = time.monotonic()
         stack.enter_context(run_nodes(agent, folder))
         show("all agents are started", time.monotonic() - started)
         wait_until(lambda: len(haproxy.find_serving()) == AGENTS, PATIENCE, pause=0.1)
         show("all nodes serve, from the start of the first agent", time.monotonic() - started)
         measure_members(agent)
-        measure_commands(agent)
+        measure_commands()
         lost = AGENTS - measure_gossip(agent, folder)
         silent = AGENTS - measure_query(agent)
         lost += _BURST - measure_burst(agent, lb)
@@ -90,7 +92,7 @@ def measure_members(agent: SerfAgent) -> None:
     show(f"`serf members -format=json`, {len(listed) / AGENTS:.0f} bytes per member", time.monotonic() - started)
 
 
-def measure_commands(agent: SerfAgent) -> None:
+def measure_commands() -> None:
     """Pause and resume nodes by queries, each sent by its own node, and print how long the answers take."""
     took: dict[str, list[float]] = {"pause": [], "resume": []}
     for number in range(TIMES):
@@ -153,7 +155,7 @@ def measure_limits(agent: SerfAgent) -> None:
 
 
 def ask(rpc: str, name: str, payload: str, expected: str, answers: int = 1) -> int:
-    """Send a query and return the number of answers that begin as `expected`, once there are `answers`, or at its end."""
+    """Send a query and return how many answers begin as `expected`: at its end, or as soon as there are `answers`."""
     argv = ["serf", "query", f"-rpc-addr={rpc}", "-no-ack", "-timeout=15s", name, payload]
     found = 0
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
