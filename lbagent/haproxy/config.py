@@ -110,7 +110,9 @@ class ManagedLine(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the server; of a paused one, name of the node."""
-        return [*self.text.split(None, 4), "", ""][3 if self.is_comment else 1]
+        if self.text.startswith("#"):
+            return [*self.text.split(None, 4), "", ""][3]
+        return self.text.split(None, 2)[1]
 
     @property
     def endpoint(self) -> str:

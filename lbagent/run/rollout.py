@@ -425,9 +425,12 @@ class RuntimeChanges:
         checked |= {key for key, line in self._in_maintenance.items() if self._should_drain(key, line)}
         known = KnownServers(self._serving, self._in_maintenance, self.in_sync, frozenset(checked))
         changes = ServerChanges(document, known, self._wanted, self._capabilities)
-        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(parse_change, plan.removed):
-            if line and key not in managed:
+        removed = {key: line for key, line in map(parse_change, plan.removed) if line}
+        names = {name for name, _ in removed}
+        here = (proxy for proxy in document.proxies if proxy.name in names)
+        managed = {(proxy.name, line.name) for proxy in here for line in proxy.managed}
+        for key in removed:
+            if key not in managed:
                 changes.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
         if document.is_conditional or before:
@@ -472,8 +475,10 @@ class RuntimeChanges:
         if unrecorded:
             self._in_maintenance |= unrecorded
             # Record before sending: after a crash the next run must know what to enable. A full disk stops nothing.
+            # Without fsync: a power failure ends the worker too, and its servers in maintenance with it.
+            served = self._store.load_served()._replace(in_maintenance=self.in_maintenance)
             try:
-                self._store.save_served(self._store.load_served()._replace(in_maintenance=self.in_maintenance))
+                self._store.save_served(served, durable=False)
             except OSError:
                 self._store.mark_served_incomplete()
         commands = [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]

@@ -334,6 +334,23 @@ def find_running_agent() -> Agent | None:
     return None
 
 
+_known_agent: tuple[str, Process] | None = None
+"""The agent that `find_start_time` found last, with the RPC address in $SERF_RPC_ADDR."""
+
+
+def find_start_time() -> float | None:
+    """Return when the agent at the RPC address started, in epoch seconds; None if none is found.
+
+    While an agent that was found runs, no other one is looked for: the process table is long.
+    """
+    global _known_agent  # noqa: PLW0603  # one agent per process of lbagent
+    asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+    if _known_agent is None or _known_agent[0] != asked or not processes.is_running(*_known_agent[1].identity):
+        found = find_running_agent()
+        _known_agent = (asked, found.process) if found else None
+    return _known_agent[1].start_time if _known_agent else None
+
+
 def _read_agent(process: Process, argv: Sequence[str]) -> Agent:
     files: list[File] = []
     unreadable: list[Unreadable] = []

@@ -106,13 +106,18 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         """Use the state directory at `paths`."""
         self.paths = paths
+        self._membership: tuple[bytes, Membership] | None = None
+        """The content of members.json that was read or written last, and its membership."""
 
     def load_membership(self) -> Membership | None:
         """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
-            return parse_membership(untrusted_files.read_whole_file(self.paths.members))
+            content = untrusted_files.read_whole_file(self.paths.members)
         except FileNotFoundError:
             return None
+        if self._membership is None or self._membership[0] != content:
+            self._membership = content, parse_membership(content)
+        return self._membership[1]
 
     def set_damaged_aside(self) -> str:
         """Rename an unreadable members.json and return its new path. Raises OSError."""
@@ -123,7 +128,9 @@ class Store:
 
     def save_membership(self, membership: Membership) -> None:
         """Replace members.json atomically and durably. Raises OSError."""
-        files.replace_file(self.paths.members, serialize_membership(membership))
+        content = serialize_membership(membership)
+        files.replace_file(self.paths.members, content)
+        self._membership = content, membership._replace(members=as_table(membership.members))
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
@@ -160,14 +167,14 @@ class Store:
         with contextlib.suppress(OSError):
             os.rename(self.paths.served, self._incomplete_path)
 
-    def save_served(self, served: Served) -> None:
-        """Write served.json. Raises OSError."""
+    def save_served(self, served: Served, *, durable: bool = True) -> None:
+        """Write served.json, with fsync if `durable`. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.in_maintenance.lines:
             lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
             content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
-        files.replace_file(self.paths.served, json.dumps(content).encode())
+        files.replace_file(self.paths.served, json.dumps(content).encode(), durable=durable)
         if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
