@@ -16,7 +16,6 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path

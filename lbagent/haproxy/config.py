@@ -208,12 +208,12 @@ class Document:
     def __init__(
         self,
         files: Sequence[tuple[str, str]],
-        environ: Callable[[], Mapping[str, str] | None] = lambda: None,
+        read_environment: Callable[[], Environment] = Environment,
     ) -> None:
         """`files` are pairs of name and text; names are used in messages only.
 
-        `environ` returns the variables of the running HAProxy, None where they are unknown. It is called only if the
-        text depends on them. What is written never depends on them, only what is queried from and sent to HAProxy.
+        `read_environment` returns the environment of the running HAProxy. It is called only if the text depends on it.
+        What is written never depends on it, only what is queried from and sent to HAProxy.
         """
         self.lines: list[str] = []
         self.proxies: list[Proxy] = []
@@ -226,7 +226,7 @@ class Document:
         self.is_conditional = False
         """Whether HAProxy may not read all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
-        self._environ = environ
+        self._read_running = read_environment
         self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
         self._environment = Environment()
@@ -254,7 +254,7 @@ class Document:
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)
-        return Document([*zip(names, texts, strict=True)], self._environ)
+        return Document([*zip(names, texts, strict=True)], self._read_running)
 
     def find_proxies(self, name: str) -> list[Proxy]:
         """Return the proxies with servers that the running HAProxy calls `name`."""
@@ -307,7 +307,7 @@ class Document:
         return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
     def _read_environment(self) -> Environment:
-        return Environment(self._environ() if self._open else None)
+        return self._read_running() if self._open else Environment()
 
     def locate(self, at: int) -> str:
         """Return FILE:LINE of a line, counted from 1 in its own file."""

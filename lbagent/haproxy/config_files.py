@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from lbagent.haproxy import process
+from lbagent.haproxy import validation
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.runtime import socket, state
 from lbagent.haproxy.runtime.state import Stats
+from lbagent.haproxy.words import Environment
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
@@ -86,7 +87,7 @@ def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return ConfigSnapshot(targets, build_document(targets, lambda: process.read_environment(settings.config)))
+    return ConfigSnapshot(targets, build_document(targets, lambda: validation.read_environment(settings.config)))
 
 
 def read_previous(scene: ConfigSnapshot) -> Document | None:
@@ -120,11 +121,9 @@ def query_server_states(document: Document) -> Stats:
     return {}
 
 
-def build_document(
-    targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
-) -> Document:
-    """Return the files as one document; `environ` returns the variables of the running HAProxy."""
-    return Document([(target.given, decode(target.content)) for target in targets], environ)
+def build_document(targets: Sequence[Target], read_environment: Callable[[], Environment] = Environment) -> Document:
+    """Return the files as one document; `read_environment` returns the environment of the running HAProxy."""
+    return Document([(target.given, decode(target.content)) for target in targets], read_environment)
 
 
 def decode(content: bytes) -> str:

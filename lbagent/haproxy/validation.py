@@ -1,20 +1,31 @@
-"""Validate files with `haproxy -c`, first in a quick mode."""
+"""Validate files with `haproxy -c`, first in a quick mode; evaluate conditions as the running HAProxy does."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lbagent.errors import TryAgain
+from lbagent.haproxy import process
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.words import Environment
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
+from lbagent.system.processes import Process
 from lbagent.system.subprocess import ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN_RUN_WORDS = (b"httpclient", b"HAPROXY_CFGFILES")
 """Words that make a text depend on being loaded alone."""
+
+_CONDITION_TIMEOUT = 5.0
+"""Seconds that `haproxy -cc` may take."""
+
+_RESULTS: Mapping[int | None, bool] = MappingProxyType({0: True, 1: False})
+"""The meaning of the exit statuses of `haproxy -cc`. With 2 it rejects the condition."""
 
 _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in configuration|\[\S+\(\)\]")
 """An alert that only summarises; the brackets contain the HAProxy function that gives up."""
@@ -76,6 +87,41 @@ def _parse_complaint(line: str) -> tuple[str, str]:
 def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
     return (running.environ if running else {}) or _build_own_environ()
+
+
+def read_environment(config: Sequence[str]) -> Environment:
+    """Return the environment of the HAProxy that reads these files; that of this process if none runs.
+
+    Variables are unknown if they may not be read, or differ between several processes.
+    """
+    found = process.list_haproxys(config)
+    if not found:
+        return Environment(_build_own_environ())
+    variables = found[0].environ
+    is_known = bool(variables) and all(one.environ == variables for one in found)
+    running = [one for haproxy in found for one in (haproxy.main, haproxy.worker)]
+    return Environment(variables if is_known else None, lambda predicate: _evaluate_predicate(predicate, running))
+
+
+def _evaluate_predicate(predicate: str, running: Sequence[Process]) -> bool | None:
+    """Evaluate a predicate of the program itself, such as `feature(THREAD)`; None where that is unknown.
+
+    The program in PATH is run. It has to be the one that runs, and not its successor after an upgrade.
+    """
+    try:
+        path = subprocess.find_program("haproxy")
+        program = os.stat(path)
+        if not all(one.runs_program(program) for one in running):
+            return None
+        return _run_condition(predicate, path, (program.st_dev, program.st_ino, program.st_mtime_ns))
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _run_condition(predicate: str, path: str, program: tuple[int, int, int]) -> bool | None:  # noqa: ARG001  # a key
+    """Run `haproxy -cc` (management manual, section 3) once for each predicate and program."""
+    return _RESULTS.get(subprocess.run_program([path, "-cc", predicate], _CONDITION_TIMEOUT).status)
 
 
 def _run_check(

@@ -8,7 +8,7 @@ between double quotes. No other module splits lines.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 UNKNOWN = object()
@@ -21,11 +21,18 @@ COMMANDS = frozenset(("setenv", "presetenv", "unsetenv", "resetenv"))
 """The keywords of `global` that change the environment."""
 
 
+EvaluatePredicate = Callable[[str], bool | None]
+"""Returns whether a predicate such as `feature(THREAD)` is true of the running program; None where that is unknown."""
+
+
 class Environment:
     """The environment variables at one line of haproxy.cfg; `setenv` and similar keywords change it."""
 
-    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, variables: Mapping[str, str] | None = None, evaluate_predicate: EvaluatePredicate = lambda _: None
+    ) -> None:
         """`variables` are those of the HAProxy process; None where they are unknown."""
+        self.evaluate_predicate = evaluate_predicate
         self._known: dict[str, object] = {**variables} if variables is not None else {}
         self._complete = variables is not None
 
