@@ -251,6 +251,15 @@ class Document:
         """
         return self._effective_config.find_server(line)
 
+    def resolve_operator_server(self, server: OperatorServer) -> OperatorServer:
+        """Return an operator's line with the variables of the running HAProxy; as written where they are unknown."""
+        environment = self._read_running()
+        self._read_with(environment)  # `setenv` in `global`
+        words, sure = split_words(self.lines[server.at], environment)
+        if not sure or len(words) <= 2:  # noqa: PLR2004  # server NAME ADDRESS
+            return server
+        return parse_operator_server(server.at, server.marker, server.text, words)
+
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)

@@ -11,6 +11,7 @@ from lbagent.haproxy.runtime.state import NO_STATS, ServerStats, Stats
 from lbagent.haproxy.server_line import PAUSED_ROLE_COMMENT
 from lbagent.membership.model import ALIVE, FAILED, Membership, Table, as_table, find_paused
 from lbagent.names import explain_refused_address, role_names
+from lbagent.planning.desired import DesiredServers
 from lbagent.planning.lines import ProxyLines
 from lbagent.roles.model import Pair, Role, Roles
 
@@ -146,6 +147,36 @@ def find_unserved(
     for proxy in (one for one in now.document.proxies if one.managed and one.markers and view.is_in_haproxy(one)):
         found.update(dict.fromkeys(view.list_unserved(proxy, nodes, if_paused=if_paused)))
     return list(found)
+
+
+def find_operator_server(now: ServingServers, roles: Roles, membership: Membership, nodes: Collection[str]) -> str:
+    """Return where HAProxy has an operator's server with the address of a node, as a phrase; empty if it has none.
+
+    The text alone does not show the address of a line with a variable or a host name. Servers in maintenance or drain
+    do not count.
+    """
+    members = {name: membership.members[name] for name in nodes if name in membership.members}
+    desired, pairs = DesiredServers(roles, membership._replace(members=members)), roles.list_pairs()
+    for proxy in now.document.proxies:
+        here = [pairs[marker.middle] for marker in proxy.markers if marker.middle in pairs]
+        endpoints = {server.endpoint for pair in here for server in desired.list_servers(pair, tuple).servers}
+        found = _list_operator_endpoints(now, proxy) if endpoints else {}
+        if name := next((name for name, endpoint in found.items() if endpoint in endpoints), ""):
+            return f"in {proxy}: HAProxy's server {name} has its address"
+    return ""
+
+
+def _list_operator_endpoints(now: ServingServers, proxy: Proxy) -> Mapping[str, str | None]:
+    """Return ADDRESS:PORT of the operator's servers of a proxy that may get traffic, by name."""
+    if not now.states:
+        lines = (now.document.resolve_operator_server(line) for line in proxy.operator_servers)
+        return {line.name: line.endpoint for line in lines}
+    managed, here = {line.name for line in proxy.managed}, now.document.find_name(proxy)
+    return {
+        server: found.endpoint
+        for (name, server), found in now.states.items()
+        if name == here and server not in managed and not (found.state or "").startswith(("MAINT", "DRAIN"))
+    }
 
 
 def join_services(services: Iterable[str]) -> str:

@@ -58,8 +58,7 @@ def format_reply(record: str, command: Command, run: FinishedRun) -> str:
     is_pause = command.verb == "pause"
     if not outcome.is_confirmed and not (is_pause and _are_all_withdrawn(host_names, transaction, run.roles)):
         return _format_unconfirmed(outcome)
-    notes = _list_pause_notes(member, host_names, transaction, run.roles) if member and is_pause else []
-    return ", ".join([DONE, *notes])
+    return _format_pause_reply(member, host_names, transaction, run.roles) if member and is_pause else DONE
 
 
 def format_failure(error: BaseException | None) -> str:
@@ -142,15 +141,17 @@ def _format_unconfirmed(outcome: Outcome) -> str:
     return QUEUED if outcome.verdict is Verdict.QUEUED else "haproxy not seen"
 
 
-def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> list[str]:
-    """Return what the sender of a completed pause should know."""
-    count = count_sessions(member, transaction.membership, roles, count_connections())
-    notes = [format_open_sessions(count)] if count else []
+def _format_pause_reply(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
+    """Return `done` with what the sender should know, or which operator's server still has the address of the node."""
     document = config_files.read_config(roles.haproxy).document
     now = services.ServingServers(document, config_files.query_server_states(document))
+    if server := services.find_operator_server(now, roles, transaction.membership, host_names):
+        return f"{NOT_YET}: {member.name}: {server}, pauses do not affect it"
+    count = count_sessions(member, transaction.membership, roles, count_connections())
+    notes = [format_open_sessions(count)] if count else []
     if unserved := services.find_unserved(now, roles, transaction.membership, host_names):
         notes.append(f"{services.LAST_SERVER_WARNING}{services.join_services(unserved)} serves")
-    return notes
+    return ", ".join([DONE, *notes])
 
 
 def count_sessions(
