@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import lbagent
 from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
+from lbagent.membership import model
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
-from lbagent.planning import services as planning_services
+from lbagent.planning import lines as planning_services
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths
@@ -319,8 +320,8 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     namesake = building.member("web5", "10.0.0.1")
     membership = membership_of(there, failed._replace(status=FAILED), left, tagged, namesake)
 
-    assert planning_services.count_paused(membership) == 4  # the pause of web1 applies to its address
-    assert planning_services.find_pause_starts(membership) == {
+    assert model.count_paused(membership) == 4  # the pause of web1 applies to its address
+    assert model.find_pause_starts(membership) == {
         name: pause.since for name in ("web1", "web2") if (pause := membership.members[name].pause)
     }
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process
 from lbagent.haproxy.process import RunningHaproxy
-from lbagent.haproxy.words import Environment
+from lbagent.haproxy.reader import Environment
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
 from lbagent.system.processes import Process
@@ -32,6 +32,11 @@ _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in 
 
 _PARSING_WORDS = "parsing ["
 _WARNINGS_LIMIT = 3
+
+UNREADABLE_FILE = re.compile(
+    r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE
+)
+"""HAProxy's messages about a file that haproxy.cfg names and that this user may not read."""
 
 _QUOTES = b"\"'\\"
 """Characters that may be inside a word without being part of it."""

@@ -32,6 +32,9 @@ _HIDDEN_FOR_GOOD = 300
 
 _LARGEST = 10**17
 
+_PASSING = frozenset((errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""Errors of a disk or of a limit: the file may be a valid record, and the next run may be able to read it."""
+
 Mark = tuple[str, int, int]
 """Name, inode and mtime (ns) of a file. A name alone is not enough: an emptied spool starts at number 1 again."""
 
@@ -94,7 +97,7 @@ class Spool:
             return frozenset()
 
     def read(self) -> tuple[list[Record], list[str]]:
-        """Return every readable record in order, and a warning for each file moved to `bad/`. Raises OSError."""
+        """Return every record in order, and a warning for each file moved to `bad/`. Raises OSError."""
         records, warnings = [], []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             _remove_abandoned(here)
@@ -108,11 +111,11 @@ class Spool:
 
     def peek(self) -> list[Record]:
         """Return every readable record in order, without moving any file."""
-        try:
-            with open_folder(self.folder) as here:
-                found = [self._read_record(here, name) for name, _ in self._list_next(here)]
-        except FileNotFoundError:
-            return []
+        found = []
+        with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
+            for name, _ in self._list_next(here):
+                with contextlib.suppress(OSError):
+                    found.append(self._read_record(here, name))
         return [record for record in found if isinstance(record, Record)]
 
     def set_aside(self, name: str, why: str) -> str:
@@ -152,6 +155,7 @@ class Spool:
                 return
 
     def _read_record(self, here: int, name: str) -> Record | str:
+        """Return the record, or why the file is not one. Raises OSError where that is unknown."""
         if _parse_number(name) is None:
             return "is not named like a record"
         # Do not block on a FIFO, follow a symbolic link or acquire a terminal.
@@ -159,14 +163,14 @@ class Spool:
         try:
             descriptor = os.open(name, flags, dir_fd=here)
         except OSError as error:
-            return f"cannot be read ({error.strerror})"
+            return _judge_error(error)
         try:
             found = os.fstat(descriptor)
             if wrong := self._find_defect(found):
                 return wrong
             return Record(name, os.read(descriptor, self.limit), found.st_uid not in (0, os.geteuid()))
         except OSError as error:
-            return f"cannot be read ({error.strerror})"
+            return _judge_error(error)
         finally:
             os.close(descriptor)
 
@@ -176,6 +180,13 @@ class Spool:
         if found.st_nlink > 1:
             return "has another hard link"
         return f"holds {found.st_size} bytes, more than {self.limit}" if found.st_size > self.limit else None
+
+
+def _judge_error(error: OSError) -> str:
+    """Return why a file that gives this error is not a record. Raises the error if its cause may pass."""
+    if error.errno in _PASSING:
+        raise error
+    return f"cannot be read ({error.strerror})"
 
 
 def _write_record(here: int, descriptor: int, name: str, content: bytes) -> bool:

@@ -187,7 +187,7 @@ def test_the_daemon_waits_for_a_missing_folder(lb: LoadBalancer) -> None:
 def test_an_expired_pause_ends_by_itself(lb: LoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        lb.send_command("pause", "web01 for=3s", 1)
+        lb.send_command("pause", "web01 for=10s", 1)
         wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.0.11 role=web"))
 
         wait_until(lambda: lb.is_settled(make_line(lb)))
@@ -211,6 +211,25 @@ def test_a_failed_run_is_tried_again(lb: LoadBalancer) -> None:
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_the_daemon_outlives_a_spool_that_cannot_be_read(lb: LoadBalancer) -> None:
+    spool = lb.state / "spool"
+    with lb.start("watch") as daemon:
+        try:
+            wait_until(lambda: (lb.state / "metrics.prom").exists() and lb.idle)
+            spool.rmdir()
+            spool.write_text("not a directory")
+            assert daemon.stderr
+            assert any(line.startswith(f"lbagent: {spool}: ".encode()) for line in daemon.stderr)
+            spool.unlink()
+            lb.join(WEB01)
+
+            wait_until(lambda: lb.is_settled(make_line(lb)))
+            assert daemon.poll() is None
+        finally:
+            daemon.terminate()
+    assert daemon.returncode == 0
 
 
 def test_sigterm_lets_the_current_change_finish(lb: LoadBalancer) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -140,6 +141,20 @@ def test_a_lock_that_was_replaced_before_it_was_acquired_is_not_the_lock(tmp_pat
         assert lock.is_locked(path)
 
     assert not lock.is_locked(path)
+
+
+def test_a_lock_file_that_cannot_be_examined_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, examine = str(tmp_path / "lock"), os.stat
+
+    def fail(file: str | int | Path, **options: bool) -> os.stat_result:
+        if file == path:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return examine(file, **options)
+
+    with lock.acquire_lock(path):
+        monkeypatch.setattr(os, "stat", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            lock.check_lock(path)
 
 
 def test_a_lost_lock_is_not_acquired_again_while_another_process_has_the_new_one(tmp_path: Path) -> None:

@@ -335,3 +335,38 @@ def test_a_link_in_place_of_the_spool_is_not_followed(folder: Path, tmp_path: Pa
         Spool(str(tmp_path / "link"), 9).store(b"x")
 
     assert left(folder) == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_a_record_that_cannot_be_read_now_stays(
+    spool: Spool, folder: Path, mocker: MockerFixture, call: str, number: int
+) -> None:
+    name = spool.store(b"one")
+    real = getattr(os, call)
+
+    def fail(what: str | int, *words: object, **options: object) -> object:
+        if call == "read" or what == name:
+            raise OSError(number, os.strerror(number), *([what] if call == "open" else []))
+        return real(what, *words, **options)
+
+    mocker.patch.object(os, call, fail)
+    with pytest.raises(OSError, match=str(folder)) as raised:
+        spool.read()
+    unread = spool.peek()
+    mocker.stopall()
+
+    assert raised.value.errno == number
+    assert unread == []
+    assert spool.read() == ([Record(name, b"one")], [])
+
+
+def test_a_link_in_place_of_a_record_is_moved(spool: Spool, folder: Path) -> None:
+    (folder / "1").symlink_to("/etc/hostname")
+
+    records, warnings = spool.read()
+
+    assert records == []
+    assert [warning.partition(";")[0] for warning in warnings] == [
+        f"'{folder}/1' cannot be read (Too many levels of symbolic links)"
+    ]

@@ -1,0 +1,460 @@
+"""A fault in any system call of a run loses nothing, leaves nothing half-written, and the answer stays true.
+
+`make test` injects a part of the faults; `make faults` injects all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+
+from tests.helpers.daemon import run_watch
+from tests.helpers.faults import list_spool_records, make_spool_record
+from tests.helpers.real_programs import (
+    RELOADING,
+    ROLES,
+    Backend,
+    Haproxy,
+    LoadBalancer,
+    SerfAgent,
+    member_line,
+    wait_until,
+)
+from tests.helpers.steps import (
+    FaultyRun,
+    Filter,
+    Step,
+    attach,
+    find_injected,
+    inject,
+    list_filters,
+    parse_steps,
+    record_steps,
+)
+
+ALL = bool(os.environ.get("LBAGENT_STEPS"))
+"""Whether a fault is injected in every step."""
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(10_800 if ALL else 120),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here"),
+]
+
+SAMPLE = 7
+"""The number of faults of each change otherwise."""
+
+BEST_EFFORT = ("history.jsonl", "metrics.prom", "last.json", "roles.json", "peers.json", "served.json")
+"""Files of the state directory whose loss never changes an outcome."""
+
+WEB1, WEB2 = member_line("web1", "127.0.0.11"), member_line("web2", "127.0.0.12")
+PAUSED = "# lbagent paused web2 127.0.0.12 role=web"
+
+
+class Command(NamedTuple):
+    """A run of lbagent."""
+
+    words: tuple[str, ...]
+    stdin: bytes = b""
+    env: Mapping[str, str] = {}
+
+
+class Change(NamedTuple):
+    """A change of web2, made again and again with a fault."""
+
+    name: str
+    make: Callable[[int], Command]
+    """Returns the run that makes it, for a number that grows with each run."""
+    serves: bool
+    """Whether web2 serves afterwards."""
+    line: str = ""
+    """The line of web2 afterwards, if it has one without serving."""
+    after: Command | None = None
+    """The further run, if it is not that of the scenario."""
+    prepare: str = ""
+    """The kind of an event that is in the spool before the run."""
+
+
+class Scenario(NamedTuple):
+    """Two changes, each of which undoes the other."""
+
+    name: str
+    changes: tuple[Change, Change]
+    after: Command
+    """The further run."""
+    roles: str = ROLES
+    watch: bool = False
+    agents: bool = False
+
+
+def handle(kind: str, stdin: bytes, **env: str) -> Command:
+    return Command(("handle",), stdin, {"SERF_EVENT": kind, "SERF_SELF_NAME": "lb01", **env})
+
+
+def user(verb: str) -> Callable[[int], Command]:
+    return lambda number: handle("user", b"web2\n", SERF_USER_EVENT=verb, SERF_USER_LTIME=str(number))
+
+
+def query(verb: str) -> Callable[[int], Command]:
+    return lambda number: handle("query", b"web2\n", SERF_QUERY_NAME=verb, SERF_QUERY_LTIME=str(number))
+
+
+def command(*words: str) -> Callable[[int], Command]:
+    return lambda _: Command(words)
+
+
+NEXT = handle("member-join", WEB1)
+JOIN = Change("join", lambda _: handle("member-join", WEB2), serves=True)
+LEAVE = Change("leave", lambda _: handle("member-leave", WEB2), serves=False)
+SCENARIOS = [
+    Scenario("join and leave", (JOIN, LEAVE), NEXT),
+    Scenario("join and leave by reloads", (JOIN, LEAVE), Command(("apply", "--force")), RELOADING),
+    Scenario(
+        "pause and resume by event",
+        (Change("pause", user("pause"), serves=False, line=PAUSED), Change("resume", user("resume"), serves=True)),
+        NEXT,
+    ),
+    Scenario(
+        "pause and resume by query",
+        (Change("pause", query("pause"), serves=False, line=PAUSED), Change("resume", query("resume"), serves=True)),
+        NEXT,
+    ),
+    Scenario(
+        "pause and resume by command",
+        (
+            Change("pause", command("pause", "web2"), serves=False, line=PAUSED),
+            Change("resume", command("resume", "web2"), serves=True),
+        ),
+        Command(("apply",)),
+        agents=True,
+    ),
+    Scenario(
+        "apply",
+        (
+            Change("join", command("apply"), serves=True, prepare="member-join"),
+            Change("leave", command("apply"), serves=False, prepare="member-leave"),
+        ),
+        Command(("apply",)),
+    ),
+    Scenario(
+        "sync",
+        (Change("sync", command("sync"), serves=True), LEAVE._replace(after=NEXT)),
+        Command(("sync",)),
+        agents=True,
+    ),
+    Scenario("join and leave while watch runs", (JOIN, LEAVE), NEXT, watch=True),
+    Scenario(
+        "pause and resume while watch runs",
+        (Change("pause", user("pause"), serves=False, line=PAUSED), Change("resume", user("resume"), serves=True)),
+        NEXT,
+        watch=True,
+    ),
+]
+
+
+class Bench:
+    """A load balancer on which changes are made with faults, and what was found."""
+
+    def __init__(self, scenario: Scenario, lb: LoadBalancer, haproxy: Haproxy, rpc: str) -> None:
+        """`rpc` is the address of the Serf agent."""
+        self.scenario, self.lb, self.haproxy, self._rpc = scenario, lb, haproxy, rpc
+        self._numbers = itertools.count(1)
+        self._operator = lb.text
+        self.failures: list[str] = []
+        self.injected = self.missed = 0
+
+    def run(self, wanted: Command) -> None:
+        """Make a run without a fault. Raises AssertionError where it fails."""
+        done = self.lb.run(*wanted.words, stdin=wanted.stdin, env={"SERF_RPC_ADDR": self._rpc, **wanted.env})
+        assert done.returncode == 0, done
+        assert b"Traceback" not in done.stderr
+
+    def make(self, change: Change) -> Command:
+        """Return the next run that makes the change."""
+        number = next(self._numbers)
+        if change.prepare:
+            record = make_spool_record(f"{number:016x}0000", change.prepare, WEB2)
+            self.lb.state.joinpath("spool", "1").write_bytes(record)
+        wanted = change.make(number)
+        return wanted._replace(env={"SERF_RPC_ADDR": self._rpc, **wanted.env})
+
+    def record(self) -> list[list[Step]]:
+        """Return the steps of each change; each is made once for each filter."""
+        found: list[list[Step]] = [[] for _ in self.scenario.changes]
+        for number in range(len(self.filters)):
+            for change, steps in zip(self.scenario.changes, found, strict=True):
+                wanted = self.make(change)
+                steps.extend(record_steps(self.lb, self.filters[number], wanted.words, wanted.stdin, wanted.env))
+                self.wait()
+        return found
+
+    @property
+    def filters(self) -> list[Filter]:
+        """The filters, with the processes that HAProxy has now."""
+        return list_filters(self.lb, [self.haproxy.pid, self.haproxy.worker()])
+
+    def wait(self) -> None:
+        """Wait until the daemon, if one runs, has applied all events."""
+        if self.scenario.watch:
+            deadline = time.monotonic() + 20
+            while not self.lb.idle and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    def make_text(self, change: Change) -> bytes:
+        """Return haproxy.cfg after the change."""
+        lines = [self.lb.server("web1", "127.0.0.11")]
+        lines += [self.lb.server("web2", "127.0.0.12")] if change.serves else [change.line] if change.line else []
+        marker = b"    # additional-lb-iis-server\n"
+        return self._operator.replace(marker, b"".join(f"    {line}\n".encode() for line in lines) + marker)
+
+    def has_served(self, change: Change) -> bool:
+        """Return whether HAProxy is as the change asks."""
+        return self.haproxy.find_serving() == ({"web1", "web2"} if change.serves else {"web1"})
+
+    def is_stored(self, change: Change) -> bool:
+        """Return whether the change is in membership or in the spool."""
+        member = self.lb.members().get("web2")
+        is_known = member is not None and member["status"] == "alive" and not member["pause"]
+        is_paused = member is not None and bool(member["pause"])
+        return bool(list_spool_records(self.lb)) or (
+            is_known if change.serves else is_paused if change.line else not is_known
+        )
+
+    def try_fault(self, change: Change, step: Step, fault: str) -> None:
+        """Make the change with a fault, then one further run, and note all that is not as promised."""
+        before = self.lb.text
+        wanted = self.make(change)
+        step = step._replace(filter=next(one for one in self.filters if one.name == step.filter.name))
+        done = inject(self.lb, step, fault, wanted.words, wanted.stdin, wanted.env)
+        self.count(done.line)
+        wrong = list(self.check_faulty_run(change, done, before))
+        try:
+            if not self.is_stored(change):
+                self.age_hidden_files()
+                self.run(self.make(change))
+            elif not self.scenario.watch:
+                self.age_hidden_files()
+                self.run(change.after or self.scenario.after)
+            self.wait()
+            wrong += self.check_further_run(change)
+        except AssertionError as error:
+            wrong.append(f"the further run failed: {error}")
+        wrong += [f"{done.status} {done.output!r} {done.errors!r}"] if wrong else []
+        self.note(change, fault, step, done.line, wrong)
+
+    def count(self, line: str) -> None:
+        """Count a fault in the call that strace describes in `line`; empty if it was not reached."""
+        self.injected += bool(line)
+        self.missed += not line
+
+    def note(self, change: Change, fault: str, step: Step, line: str, wrong: list[str]) -> None:
+        """Note what is wrong after a fault, if anything, and repair it."""
+        if wrong:
+            where = f"{self.scenario.name}, {change.name}, {fault} in {step.filter.name}: {line[:200]}"
+            self.failures.append("\n    ".join([where, *wrong]))
+            print(self.failures[-1], flush=True)
+            self.repair(change)
+
+    def report(self, steps: list[list[Step]]) -> None:
+        """Print the counts."""
+        counts = f"{sum(map(len, steps))} steps, {self.injected} faults injected, {self.missed} not reached"
+        print(f"{self.scenario.name}: {counts}, {len(self.failures)} failures", flush=True)
+
+    def is_made(self, change: Change) -> bool:
+        """Return whether the change is in haproxy.cfg and in HAProxy, and no run is in progress."""
+        return self.lb.text == self.make_text(change) and self.has_served(change) and self.lb.idle
+
+    def check_faulty_run(self, change: Change, done: FaultyRun, before: bytes) -> Iterator[str]:
+        """Yield what is wrong after the run with the fault."""
+        text, killed = self.lb.text, done.status == -9
+        if text not in (before, self.make_text(change)):
+            yield f"haproxy.cfg is neither the old nor the new text: {text!r}"
+        yield from self.find_unreadable_files()
+        lines = done.errors.splitlines()
+        if "Traceback" in done.errors or not all(line.startswith("lbagent: ") for line in lines):
+            yield "stderr has more than lines of lbagent"
+        if len(lines) > 1:
+            yield "more than one line on stderr"
+        is_query = wanted_kind(change) == "query"
+        if done.status not in (0, -9) and not lines and not is_query:
+            yield "an error without a line"
+        stored = self.is_stored(change)
+        if not killed and not stored and not is_query and done.status == 0:
+            yield "the event is lost, and the exit status is 0"
+        if self.scenario.watch:
+            return
+        claims = done.output.startswith("done") if is_query else done.status == 0
+        if claims and not (self.has_served(change) and text == self.make_text(change)):
+            yield "the run claims a change that HAProxy does not have"
+        is_best_effort = any(f"/state/{name}" in done.line for name in BEST_EFFORT)
+        if is_best_effort and done.status not in (-9, 130) and not self.has_served(change):
+            yield "a file that is best effort stopped the change"
+
+    def find_unreadable_files(self) -> Iterator[str]:
+        """Yield the state files that are half-written."""
+        for path in self.lb.state.glob("*.json"):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                yield f"{path.name} is half-written: {path.read_bytes()!r}"
+
+    def age_hidden_files(self) -> None:
+        """Let the files of a killed writer look as old as they are when the spool removes them."""
+        for name in self.lb.list_spool():
+            if name.startswith("."):
+                os.utime(self.lb.state / "spool" / name, (0, 0))
+
+    def check_further_run(self, change: Change) -> Iterator[str]:
+        """Yield what is wrong after the further run."""
+        if self.lb.text != self.make_text(change):
+            yield f"haproxy.cfg lacks the change: {self.lb.managed}"
+        if not self.has_served(change):
+            yield f"HAProxy lacks the change: {self.haproxy.servers()}"
+        if left := self.lb.list_spool():
+            yield f"left in the spool: {left}"
+        if left := self.lb.list_staged():
+            yield f"left beside haproxy.cfg: {left}"
+        yield from self.find_unreadable_files()
+
+    def repair(self, change: Change) -> None:
+        """Make the change without a fault, so that the next step begins as it should."""
+        with contextlib.suppress(AssertionError):
+            self.run(self.make(change))
+            self.wait()
+            self.run(Command(("apply", "--force")))
+
+    def check_files_left(self) -> None:
+        """Note temporary files that are left after a good run of each change."""
+        for change in self.scenario.changes:
+            self.run(self.make(change))
+            self.wait()
+        left = sorted(path.name for path in self.lb.state.iterdir() if path.name.endswith(".new"))
+        if left:
+            self.failures.append(f"left in the state directory: {left}")
+
+
+def wanted_kind(change: Change) -> str:
+    return change.make(0).env.get("SERF_EVENT", "")
+
+
+@contextlib.contextmanager
+def set_up(scenario: Scenario, *, wakes: bool = False) -> Iterator[Bench]:
+    """Run a load balancer as it is before the first change of the scenario.
+
+    With `wakes`, the caller starts `watch`.
+    """
+    with contextlib.ExitStack() as stack:
+        lb = stack.enter_context(LoadBalancer(roles=scenario.roles))
+        haproxy = stack.enter_context(Haproxy(lb))
+        for number in (1, 2):
+            stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
+        rpc = "127.0.0.1:1"
+        if scenario.agents:
+            agent = stack.enter_context(SerfAgent("lb01", "127.0.0.9", "lb"))
+            rpc = agent.rpc
+            for number in (1, 2):
+                web = stack.enter_context(SerfAgent(f"web{number}", f"127.0.0.{10 + number}", "web"))
+                web.join(agent)
+        bench = Bench(scenario, lb, haproxy, rpc)
+        lb.join(WEB1, WEB2)
+        if scenario.watch and not wakes:
+            (lb.state / "metrics.prom").unlink()
+            stack.enter_context(run_watch(lb))
+        bench.run(bench.make(scenario.changes[1]))
+        bench.wait()
+        yield bench
+
+
+def select(faults: list[list[tuple[Step, str]]]) -> Iterator[tuple[int, Step, str]]:
+    """Yield the faults to inject: the number of the change, in turns, step and fault."""
+    total = max(map(len, faults))
+    for number in range(total) if ALL else range(total // SAMPLE // 2, total, total // SAMPLE):
+        for change, found in enumerate(faults):
+            yield change, *found[number * len(found) // total]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name.replace(" ", "-"))
+def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
+    with set_up(scenario) as bench:
+        steps = bench.record()
+        faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
+        for change, step, fault in select(faults):
+            bench.try_fault(scenario.changes[change], step, fault)
+        bench.check_files_left()
+        bench.report(steps)
+
+    assert not bench.failures, "\n".join(bench.failures)
+    assert bench.missed <= bench.injected / 5
+
+
+class Daemon:
+    """The daemon of a bench, started again after it was killed."""
+
+    def __init__(self, bench: Bench, stack: contextlib.ExitStack) -> None:
+        """Start it."""
+        self._bench, self._stack, self._number = bench, stack, 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait for its first run."""
+        (self._bench.lb.state / "metrics.prom").unlink(missing_ok=True)
+        self.process = self._stack.enter_context(run_watch(self._bench.lb))
+
+    def record(self) -> list[list[Step]]:
+        """Return the steps with which it makes each change."""
+        bench = self._bench
+        found: list[list[Step]] = [[] for _ in bench.scenario.changes]
+        for which in bench.filters:
+            for change, steps in zip(bench.scenario.changes, found, strict=True):
+                with attach(self.process.pid, which) as trace:
+                    bench.run(bench.make(change))
+                    wait_until(partial(bench.is_made, change))
+                    steps.extend(parse_steps(which, trace.read_text(errors="replace")))
+        return found
+
+    def try_fault(self, change: Change, step: Step, fault: str) -> None:
+        """Send an event, and inject a fault in a step of the round that applies it."""
+        bench = self._bench
+        which = next(one for one in bench.filters if one.name == step.filter.name)
+        with attach(self.process.pid, which, f"{step.call}:{fault}:when={step.number}") as trace:
+            bench.run(bench.make(change))
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: bench.is_made(change) or self.process.poll() is not None, 20)
+            line = find_injected(step, trace.read_text(errors="replace"))
+        bench.count(line)
+        wrong = list(bench.find_unreadable_files())
+        if self.process.poll() is not None:
+            if "signal" not in fault:
+                wrong.append(f"watch ended with {self.process.returncode}")
+            bench.age_hidden_files()
+            self.start()
+            bench.wait()
+        wrong += bench.check_further_run(change)
+        bench.note(change, fault, step, line, wrong)
+
+
+WAKE = Scenario("a wake-up of watch", (JOIN, LEAVE), NEXT, watch=True)
+
+
+def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
+    with contextlib.ExitStack() as stack:
+        bench = stack.enter_context(set_up(WAKE, wakes=True))
+        daemon = Daemon(bench, stack)
+        steps = daemon.record()
+        faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
+        for change, step, fault in select(faults):
+            daemon.try_fault(WAKE.changes[change], step, fault)
+        bench.check_files_left()
+        bench.report(steps)
+
+    assert not bench.failures, "\n".join(bench.failures)
+    assert bench.missed <= bench.injected / 5
