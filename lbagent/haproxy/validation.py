@@ -133,11 +133,11 @@ def _run_check(
     mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
 ) -> ProgramResult:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
-    cwd = running.main.cwd if running and running.is_master else None
-    # In the master's working directory: paths in haproxy.cfg may be relative.
-    return subprocess.run_program(
-        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=build_environ(running)
-    )
+    environ, cwd = build_environ(running), None
+    if running and running.is_master:
+        # What the next worker has: paths in haproxy.cfg may be relative, and `.if defined(HAPROXY_MWORKER)` is true.
+        environ, cwd = {**environ, "HAPROXY_MWORKER": "1"}, running.main.cwd
+    return subprocess.run_program(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ)
 
 
 def _read_unquoted(path: str) -> bytes:
