@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy import process
-from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.process import RunningHaproxy, read_own_environ
 from lbagent.haproxy.reader import Environment
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
@@ -91,7 +91,7 @@ def _parse_complaint(line: str) -> tuple[str, str]:
 
 def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
-    return (running.environ if running else {}) or _build_own_environ()
+    return (running.environ if running else {}) or read_own_environ()
 
 
 def read_environment(config: Sequence[str]) -> Environment:
@@ -101,7 +101,7 @@ def read_environment(config: Sequence[str]) -> Environment:
     """
     found = process.list_haproxys(config)
     if not found:
-        return Environment(_build_own_environ())
+        return Environment(read_own_environ())
     variables = found[0].environ
     is_known = bool(variables) and all(one.environ == variables for one in found)
     running = [one for haproxy in found for one in (haproxy.main, haproxy.worker)]
@@ -144,8 +144,3 @@ def _read_unquoted(path: str) -> bytes:
     content = untrusted_files.read_whole_file(path)
     # Skip the translation for most files: they may be megabytes long.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
-
-
-def _build_own_environ() -> dict[str, str]:
-    # Without SERF_* variables, whose values others chose.
-    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
