@@ -46,10 +46,10 @@ _COLUMNS = ("name", "address", "role", "status", "changed")
 _NUMBER_LIMIT = 1 << 70
 """Larger than any LTime (64 bits) and any time. lbagent never writes a larger number."""
 
-_FIRST = 1 << 14
+_FIRST_PIECE = 1 << 14
 """Bytes read first. They usually hold the last line; one with 10,000 servers is a hundred times longer."""
 
-_LINES = 50
+_LISTED_LINES = 50
 """Added and removed lines that are kept of an entry; a change of ten thousand servers has as many."""
 
 HISTORY_LIMIT = 4 * 1024 * 1024
@@ -314,7 +314,7 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
 
 def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines from the last one on, reading ten times more of the file at each step."""
-    size, piece = os.fstat(file.fileno()).st_size, _FIRST
+    size, piece = os.fstat(file.fileno()).st_size, _FIRST_PIECE
     while True:
         start = max(0, size - piece)
         file.seek(start)
@@ -346,8 +346,8 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
         **run._asdict(),
         "reloaded": entry.get("reloaded") is True,
         "ms": entry["ms"] if isinstance(entry.get("ms"), int) else None,
-        "added": added[:_LINES],
-        "removed": removed[:_LINES],
+        "added": added[:_LISTED_LINES],
+        "removed": removed[:_LISTED_LINES],
         "added_count": len(added),
         "removed_count": len(removed),
     }
