@@ -479,7 +479,7 @@ class Document:
         elif (
             text.startswith(_MARKER_ENDS[0])
             and text.endswith(_MARKER_ENDS[1])
-            and not re.search(r"\s", middle := _find_middle(text))
+            and not re.search(r"\s", middle := text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])])
         ):
             if why := self._explain_misplaced(proxy):
                 self.misplaced.append((at, why))
@@ -579,10 +579,6 @@ def _expand_ipv4(host: str) -> str | None:
         return None
 
 
-def _find_middle(text: str) -> str:
-    return text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])]
-
-
 def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Return the digest of managed lines, given as pairs of proxy and lines."""
     return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
@@ -602,8 +598,10 @@ def format_target(key: Key) -> str:
 def _list_servers_of(document: Document, proxy: Proxy) -> Lines:
     if document.is_conditional:
         there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
-        return {(name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)}
-    if not _is_valid_name(proxy.name):
+        return {
+            (name, line.name): line.text for (name, has), line in there if has and name and RUNTIME_NAME.fullmatch(name)
+        }
+    if not RUNTIME_NAME.fullmatch(proxy.name):
         return {}
     return {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
 
@@ -613,7 +611,7 @@ def list_uncertain_servers(document: Document) -> Lines:
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.is_conditional or not _is_valid_name(proxy.name)
+        if document.is_conditional or not RUNTIME_NAME.fullmatch(proxy.name)
         for line in proxy.managed
         if not line.is_comment
     )
@@ -622,10 +620,6 @@ def list_uncertain_servers(document: Document) -> Lines:
         for proxy, line in lines
         if not document.is_conditional or document.find_server(line.at)[1] is None
     }
-
-
-def _is_valid_name(name: str) -> bool:
-    return RUNTIME_NAME.fullmatch(name) is not None
 
 
 def parse_change(text: str) -> tuple[Key, str]:

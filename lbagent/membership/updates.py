@@ -31,7 +31,7 @@ from lbagent.membership.model import (
     find_member,
     find_members_in_any_case,
 )
-from lbagent.names import NAME, canonical_address, role_names
+from lbagent.names import NAME, canonical_address
 from lbagent.roles.model import Roles
 from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
 from lbagent.serf.member_list import ListedMember, MemberList
@@ -437,13 +437,13 @@ def _drop_expired_of(member: Member, now: int) -> Member:
 
 def lists_no_known_role(listing: MemberList, myself: str, roles: Roles) -> bool:
     """Return whether the list has no node of a role that serves. An agent that has just started lists only itself."""
-    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
-    return not any(not serving.isdisjoint(role_names(one.role)) for one in listing.members if one.name != myself)
+    others = (one for one in listing.members if one.name != myself)
+    return not any(role.has_services for one in others for role in roles.find_roles(one.role))
 
 
 def has_no_serving_member(membership: Membership, roles: Roles) -> bool:
     """Return whether no present member has a role that serves, as on a load balancer of a new cluster."""
-    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    serving = {name for name, role in roles.roles.items() if role.has_services}
     columns = as_table(membership.members).columns
     return not any(
         role in serving and status in PRESENT for role, status in zip(columns.roles, columns.statuses, strict=True)

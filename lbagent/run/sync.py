@@ -19,8 +19,8 @@ from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
+from lbagent.settings import Paths
 from lbagent.state.lock import is_locked
-from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system.log import Log
 
