@@ -317,3 +317,4 @@ def test_open_sessions_finish_where_maintenance_would_cut_them(
                 )
         assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
         wait_until(lambda: haproxy.servers()["web1"].split()[0] == "UP")
+        assert haproxy.reloads() == (0, 0) or (runtime, "shutdown-sessions" in roles) != ("on", True)

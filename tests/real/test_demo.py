@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.screen import Screen
+from tests.helpers.real_programs import wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent
 
@@ -70,9 +70,7 @@ def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start_demo(folder, tmp_path / "output")
-    deadline = time.monotonic() + 30
-    while not list(folder.glob("*/events/[0-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(folder.glob("*/events/[0-9]*")))
 
     process.send_signal(number)
 

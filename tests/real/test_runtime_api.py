@@ -1052,35 +1052,6 @@ def test_the_initial_state_is_honoured(state: str, first: str) -> None:
         assert haproxy.reloads() == (0, 0)
 
 
-def test_a_pause_cuts_no_session_where_maintenance_would(binary: Path) -> None:
-    text = CONFIG.replace("mode http", "mode tcp").replace(
-        "    option idle-close-on-response\n    option httpclose\n", ""
-    )
-    with (
-        LoadBalancer(text, binary=binary) as lb,
-        Haproxy(lb) as haproxy,
-        SlowService("127.0.0.11", lb.port) as service,
-        run_backends(lb, 2),
-    ):
-        set_options(lb, "check inter 200ms on-marked-down shutdown-sessions")
-        lb.join(make_member_line(1))
-        with socket.create_connection(("127.0.0.1", lb.front)) as client:
-            client.sendall(b"hello")
-            server, _ = service.accept()
-            with server:
-                assert server.recv(9) == b"hello"
-                lb.join(make_member_line(2))
-                lb.send_command("pause", "web1", 1)
-                assert haproxy.find_answering() == {"web2"}
-                client.sendall(b"more")
-                assert server.recv(9) == b"more"
-                server.sendall(b"bye")
-                assert client.recv(9) == b"bye"
-        lb.send_command("resume", "web1", 2)
-        assert haproxy.servers()["web1"] != "MAINT"
-        assert haproxy.reloads() == (0, 0)
-
-
 def test_a_drained_server_of_a_node_that_left_is_deleted(lb: LoadBalancer) -> None:
     if not deletes_servers(lb.binary):
         pytest.skip("this HAProxy may use what it has freed")
