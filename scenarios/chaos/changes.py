@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http
 import re
 import time
 
@@ -247,10 +246,9 @@ def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
     balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
     if balancer is None or one is None:
         return None
-    status = balancer.send_order(one.name, verb)
-    if status != http.HTTPStatus.SEE_OTHER:
-        storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: HTTP status {status}")
-        return f"{one.name} on {balancer.name}: HTTP status {status}"
+    if why := balancer.send_order(one.name, verb):
+        storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: {why}")
+        return f"{one.name} on {balancer.name}: not sent"
     one.busy, one.paused = True, verb == "pause"
     return f"{one.name} on {balancer.name}"
 
