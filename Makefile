@@ -19,10 +19,10 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
 
 check: lint test  ## the required checks for a change: format, lint, types, tests
 
@@ -51,11 +51,11 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 	@$(BIN)/python -m load.long
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a model; a quarter of an hour, HISTORIES=N for N of each kind
-	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -rP -n 2 tests/membership/test_pauses_model.py
 
 matrix: $(VENV)/.dev  ## every test on every HAProxy version; `make test` runs a part of them; twenty minutes
 	@.ci/haproxy
-	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/real tests/haproxy
+	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-differential: $(VENV)/.dev  ## servers added at run time, compared with the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py

@@ -29,7 +29,7 @@ from lbagent.serf.agent import (
     parse_options,
 )
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
-from lbagent.system import processes, sockets, subprocess, untrusted_files
+from lbagent.system import processes, subprocess, untrusted_files
 
 _MEMBER_EVENTS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
 _EVENTS = (*_MEMBER_EVENTS, "user", "query", "*")
@@ -506,7 +506,7 @@ def check_agent_environment(running: Agent) -> Iterator[Finding]:
     if running.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
         text = "no SERF_RPC_AUTH in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, "start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`")
-    if not sockets.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
+    if not processes.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
         text = f"no SERF_RPC_ADDR={address} in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, f"start the agent with SERF_RPC_ADDR={address}")
 

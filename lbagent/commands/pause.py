@@ -20,10 +20,9 @@ from lbagent.commands.query import CommandEvent, run_commands
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.membership.model import find_member, find_paused
-from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE, is_confirmation
 from lbagent.names import NAME, canonical_address, make_printable
-from lbagent.planning import services as planning_services
+from lbagent.planning.lines import LAST_SERVER_WARNING, ServingServers, find_unserved, format_last_server
 from lbagent.run.engine import Engine
 from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
 from lbagent.serf import agent
@@ -48,6 +47,7 @@ from lbagent.serf.member_list import (
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
+from lbagent.state.store import Damaged
 from lbagent.system.log import Log
 
 _INTERVAL = 2.0
@@ -186,11 +186,11 @@ def _require_another_server(commands: Collection[Command], engine: Engine) -> No
         members = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in members if one and one.name not in out]
-        now = planning_services.ServingServers(document, config_files.query_server_states(document))
-        services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        now = ServingServers(document, config_files.query_server_states(document))
+        services = find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"
+            words = format_last_server(services)
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -327,7 +327,7 @@ class Rows:
         """Return the exit status: 0 where every row is a confirmation."""
         if not all(self._is_done(node) for node in self.nodes):
             return 1
-        last = {name for (_, name), words in self._answers.items() if planning_services.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._answers.items() if LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks fail where those here pass.

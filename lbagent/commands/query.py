@@ -12,7 +12,6 @@ from lbagent.errors import LbagentError, NotStored
 from lbagent.haproxy import config_files
 from lbagent.membership import peers
 from lbagent.membership.model import Membership, find_member, find_paused
-from lbagent.membership.storage import Damaged
 from lbagent.names import NAME, canonical_address
 from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop, explain_waiting_event, store_event
@@ -24,8 +23,9 @@ from lbagent.settings import Settings
 from lbagent.state import store
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.state.paths import Paths
+from lbagent.state.store import Damaged
 from lbagent.system.log import Log, format_error
-from lbagent.system.sockets import count_connections
+from lbagent.system.processes import count_connections
 
 CommandEvent = tuple[RawEvent, Command]
 """A command, with the event that carried it."""

@@ -21,7 +21,7 @@ from lbagent.serf import agent
 from lbagent.settings import STATUS_SOCKET
 from lbagent.state import store
 from lbagent.state.lock import list_holders
-from lbagent.status.collect import collect_status
+from lbagent.status.report import collect_status
 from lbagent.system.log import Log, format_error
 
 VERSION = 1

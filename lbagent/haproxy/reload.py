@@ -21,7 +21,7 @@ from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.runtime import session
 from lbagent.haproxy.runtime.session import Worker
 from lbagent.roles.model import HaproxySettings
-from lbagent.system import processes, sockets, subprocess
+from lbagent.system import processes, subprocess
 from lbagent.system.processes import Process
 
 GlobalLines = Sequence[Sequence[str]]
@@ -360,7 +360,7 @@ def _read_journal(master: Process) -> str:
 def _find_port_in_use(config: Sequence[str], master: Process) -> str:
     """Return a message about a `bind` line whose port another program uses; empty if there is none."""
     own = {master.pid, *processes.find_children(master.pid)}
-    listeners = sockets.list_listeners() if master.shares_network else []
+    listeners = processes.list_listeners() if master.shares_network else []
     if not any(one.pid in own for one in listeners):
         return ""  # not permitted: any port could be HAProxy's own
     taken = [one for one in listeners if one.pid not in own]

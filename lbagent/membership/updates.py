@@ -28,6 +28,7 @@ from lbagent.membership.model import (
     PauseCommand,
     as_table,
     find_member,
+    find_members_in_any_case,
 )
 from lbagent.names import NAME, canonical_address, role_names
 from lbagent.roles.model import Roles
@@ -269,6 +270,8 @@ def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_
     # Search the draft: the member-join may be part of the same batch.
     member = find_member(draft.members, command.name, command.address)
     if member is None:
+        if why := _explain_ambiguous(draft, command):
+            return _refuse(draft, command, why)
         return UNKNOWN_NODE["forget"] if command.verb == "forget" else _remember_unknown(draft, command, raw)
     if command.verb == "forget" and member.status == UNKNOWN and member.pause is None:
         return UNKNOWN_NODE["forget"]
@@ -331,10 +334,7 @@ def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -
     # A name that is an address means the host with that address, whatever its name will be.
     address = command.address or canonical_address(command.name) or ""
     if why := _explain_not_remembered(draft, command, address):
-        if command.verb == "resume":
-            return UNKNOWN_NODE["resume"]
-        draft.warnings.append(f"pause of {command.name[:80]!r}: {why}")
-        return f"refused: {why}"
+        return UNKNOWN_NODE["resume"] if command.verb == "resume" else _refuse(draft, command, why)
     now = raw.at // 1000
     position = draft.clocks.place(command, raw.self_name, now)
     pause_command = PauseCommand(command.digest, command.verb == "pause", command.until, at=now)
@@ -345,10 +345,24 @@ def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -
     return UNKNOWN_NODE[command.verb]
 
 
+def _refuse(draft: MembershipDraft, command: Command, why: str) -> str:
+    draft.warnings.append(f"{command.verb} of {command.name[:80]!r}: {why}")
+    return f"refused: {why}"
+
+
+def _explain_ambiguous(draft: MembershipDraft, command: Command) -> str | None:
+    """Return which members the command may mean; None where it means none."""
+    alike = [one.name for one in find_members_in_any_case(draft.members, command.name) if one.status != UNKNOWN]
+    if alike:
+        names = f"{', '.join(sorted(alike)[:3])}{', …' if len(alike) > 3 else ''}"  # noqa: PLR2004
+        return f"{len(alike)} nodes have this name in another case: {names}; use the exact name"
+    address = command.address or canonical_address(command.name)
+    count = sum(one.address == address and one.present for one in draft.members.values()) if address else 0
+    return f"{count} nodes have the address {address}; use the name of one of them" if count else None
+
+
 def _explain_not_remembered(draft: MembershipDraft, command: Command, address: str) -> str | None:
     """Return why a command for an unknown node cannot be remembered; None where it can."""
-    if address and (count := sum(one.address == address and one.present for one in draft.members.values())):
-        return f"{count} nodes have the address {address}: name one of them"
     if not NAME.fullmatch(command.name):
         return f"no node has the address {address}" if address else "invalid node name"
     full = draft.is_full_of_unknown(paused=command.verb == "pause")

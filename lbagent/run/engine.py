@@ -14,7 +14,6 @@ import lbagent
 from lbagent.errors import Busy, LbagentError, RolesRefused, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.instance import Haproxy
-from lbagent.membership import storage
 from lbagent.membership.model import Membership, as_table
 from lbagent.membership.pauses import may_contain_replay, needs_serf_clocks
 from lbagent.membership.updates import UpdateResult, apply_events, drop_expired
@@ -31,7 +30,7 @@ from lbagent.run.transaction import RunOptions, Transaction
 from lbagent.serf import agent
 from lbagent.serf.events import Command, Event, parse_event
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
-from lbagent.state import lock
+from lbagent.state import lock, store
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
@@ -200,7 +199,7 @@ class Engine:
         """Return membership, and whether it had to be rebuilt. Raises OSError."""
         try:
             known = self.store.load_membership()
-        except storage.Damaged as error:
+        except store.Damaged as error:
             aside = self.store.set_damaged_aside()
             self._log.warning(f"members.json {error}; kept as {aside} and rebuilt from the managed lines")
             known = None
@@ -213,7 +212,7 @@ class Engine:
     def _load_or_rebuild(self, roles: Roles) -> Membership:
         try:
             known = self.store.load_membership()
-        except storage.Damaged:
+        except store.Damaged:
             known = None
         return known or _rebuild_membership(roles)
 

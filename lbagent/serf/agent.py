@@ -16,7 +16,7 @@ from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
 from lbagent.serf.member_list import AgentInfo, MemberList
-from lbagent.system import processes, sockets, subprocess, untrusted_files
+from lbagent.system import processes, subprocess, untrusted_files
 from lbagent.system.processes import Process
 
 _FILE_LIMIT = 1 << 20
@@ -313,13 +313,13 @@ class Agent(NamedTuple):
 def find_running_agent() -> Agent | None:
     """Return the agent at the RPC address that lbagent uses; None if none is found."""
     asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
-    trusted_users = {0, os.geteuid(), *sockets.find_listening_users(asked)}
+    trusted_users = {0, os.geteuid(), *processes.find_listening_users(asked)}
     for one in processes.find_processes("serf"):
         argv = one.argv
         # An agent in a container may have the same RPC address. If that is not known, the address decides.
         if argv[1:2] == ["agent"] and one.user in trusted_users and one.shares_network is not False:
             found = _read_agent(one, argv)
-            if sockets.is_same_endpoint(find_rpc_address(found.settings), asked):
+            if processes.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lbagent.membership import storage
+from lbagent.state import store
 
 Value = TypeVar("Value")
 
@@ -358,7 +358,7 @@ class LoadBalancer:
     def members(self) -> dict[str, dict[str, Any]]:
         """Return the members in members.json as fields by name; empty while there is no file."""
         path = self.state / "members.json"
-        found = storage.parse_membership(path.read_bytes()).members if path.exists() else {}
+        found = store.parse_membership(path.read_bytes()).members if path.exists() else {}
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:

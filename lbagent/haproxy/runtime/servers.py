@@ -19,7 +19,7 @@ from lbagent.haproxy.runtime.capabilities import Capabilities, Inherited, Keywor
 from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.server_line import is_drained, undrain_line
 from lbagent.names import canonical_address
-from lbagent.system import sockets
+from lbagent.system import processes
 
 LEFT_LIMIT = 100
 """Number of servers left in maintenance that cannot be deleted, above which a reload removes them."""
@@ -307,7 +307,7 @@ class Admission:
             return True
         if not self._send_all([*(command for join in joins for command in join.commands), *cookies]):
             return False
-        silent = sockets.find_silent_endpoints(
+        silent = processes.find_silent_endpoints(
             (join.endpoint for join in joins if join.endpoint and not join.check_wait), _CONNECT_TIMEOUT
         )
         prompt = [join for join in joins if not join.check_wait and join.ready]
