@@ -8,6 +8,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -305,7 +306,8 @@ class Balancer(pair.Balancer):
                     answers.append(f"{type(error).__name__}: {error}")
                 else:
                     is_sent = answer.status == http.HTTPStatus.SEE_OTHER
-                    answers.append("" if is_sent else f"{answer.status}: {answer.text}")
+                    alert = re.search(r'role="alert">(.*?)</p>', answer.text)
+                    answers.append("" if is_sent else f"{answer.status}: {alert[1] if alert else answer.text}")
 
         start_thread_on(self.machine, work).join()
         return answers[0]
