@@ -242,7 +242,7 @@ def _has_left(node: NodeModel) -> bool:
 
 
 def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
-    """Send a command from the web page. While the daemon starts, the page refuses it with 400, and the user gives up."""
+    """Send a command from the web page. While the daemon starts, the page refuses it with 400: nothing is sent."""
     balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
     if balancer is None or one is None:
         return None
