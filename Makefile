@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair test-windows test-spark test-web test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,10 +19,10 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
 
 check: lint test  ## the required checks for a change: format, lint, types, tests
 
@@ -51,11 +51,11 @@ long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten mi
 	@$(BIN)/python -m load.long
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a model; a quarter of an hour, HISTORIES=N for N of each kind
-	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -s -n 2 tests/membership/test_pauses_model.py
+	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -rP -n 2 tests/membership/test_pauses_model.py
 
 matrix: $(VENV)/.dev  ## every test on every HAProxy version; `make test` runs a part of them; twenty minutes
 	@.ci/haproxy
-	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/real tests/haproxy
+	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-differential: $(VENV)/.dev  ## servers added at run time, compared with the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py
@@ -63,6 +63,10 @@ test-differential: $(VENV)/.dev  ## servers added at run time, compared with the
 test-pair: $(VENV)/.dev  ## two load balancers with keepalived under load, as root; five minutes
 	@.ci/install keepalived rsyslogd logrotate nft ip curl pkill
 	@$(BIN)/python -m pytest -q -s scenarios/test_pair.py
+
+chaos: $(VENV)/.dev  ## random faults and changes on two load balancers and 30 nodes, compared with a model, as root; ten minutes, DURATION= in seconds, SEED=
+	@.ci/install keepalived nft ip curl setpriv
+	@$(BIN)/python -m scenarios.chaos --seconds $(or $(DURATION),600) $(if $(SEED),--seed $(SEED))
 
 test-windows: $(VENV)/.dev  ## the scripts of windows/ in Wine; builds serf.exe; 2 GB, seven minutes
 	@.ci/install wine /usr/lib/wine/wine64=wine64 go=golang-go \

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -81,6 +82,9 @@ def canonical_address(text: str) -> str | None:
 def explain_refused_address(address: str, networks: Sequence[str] = ()) -> str | None:
     """Return why a canonical `address` may not be written, given a role's `networks`; None where it may."""
     if not networks and ":" not in address and not address.startswith(_CAREFUL):
+        return None
+    # Fast path: thousands of addresses are in a few networks. Only a loopback network has prefixes of loopback.
+    if networks and address.startswith(_list_prefixes(tuple(networks))) and not address.startswith(_NEVER_V4):
         return None
     kind = _classify_ipv6(address) if ":" in address else _classify_ipv4(address)
     if kind and kind != "loopback":
@@ -174,6 +178,15 @@ def _classify_ipv6(address: str) -> str | None:
         if getattr(parsed, f"is_{kind}"):
             return kind.replace("_", "-")
     return None
+
+
+@lru_cache
+def _list_prefixes(networks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the beginnings of all addresses in the IPv4 networks of whole octets: `10.` for 10.0.0.0/8."""
+    octets = ((network, {"8": 1, "16": 2, "24": 3}.get(network.partition("/")[2])) for network in networks)
+    return tuple(
+        ".".join([*network.split(".")[:count], ""]) for network, count in octets if count and ":" not in network
+    )
 
 
 def _is_loopback(network: str) -> bool:

@@ -186,8 +186,39 @@ class Daemon:
     def wait(self) -> None:
         """Wait for the end of the program, which the caller has caused."""
         if self._process:
+            # nsenter stops itself when its program is stopped.
+            self._process.send_signal(signal.SIGCONT)
             self._process.wait(PATIENCE)
             self._process = None
+
+    def freeze(self) -> None:
+        """Stop the program until `thaw`."""
+        self._send_to_program(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Continue the program, and nsenter, which has stopped itself."""
+        self._send_to_program(signal.SIGCONT)
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill the program and its children, and wait for its end."""
+        self._send_to_program(signal.SIGKILL)
+        self.wait()
+
+    @property
+    def pids(self) -> set[int]:
+        """The pids on the host of the program and its children."""
+        if self._process is None:
+            return set()
+        parents = dict(_list_processes())
+        program = {pid for pid, parent in parents.items() if parent == self._process.pid}
+        return program | {pid for pid, parent in parents.items() if parent in program}
+
+    def _send_to_program(self, number: int) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class NetworkedMachine(Protocol):
@@ -207,38 +238,38 @@ class Switch:
 
     def __init__(self) -> None:
         """Nothing runs yet."""
-        self._machine = Machine("switch")
+        self.machine = Machine("switch")
 
     def __enter__(self) -> Self:
-        self._machine.__enter__()
+        self.machine.__enter__()
         # Without snooping, multicast packets of keepalived reach all machines.
-        self._machine.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
-        self._machine.run("ip", "link", "set", "br0", "up")
+        self.machine.run("ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        self.machine.run("ip", "link", "set", "br0", "up")
         return self
 
     def __exit__(self, *failed: object) -> None:
-        self._machine.__exit__(*failed)
+        self.machine.__exit__(*failed)
 
     def plug(self, machine: NetworkedMachine, address: str) -> None:
         """Connect `machine` by an eth0 with this address, such as 10.0.0.1/24."""
-        pair = ["type", "veth", "peer", "name", machine.name, "netns", str(self._machine.pid)]
+        pair = ["type", "veth", "peer", "name", machine.name, "netns", str(self.machine.pid)]
         subprocess.run(["ip", "link", "add", "eth0", "netns", str(machine.pid), *pair], check=True)
         there = ["nsenter", f"--target={machine.pid}", "--net", "ip"]
         subprocess.run([*there, "address", "add", address, "dev", "eth0"], check=True)
         subprocess.run([*there, "link", "set", "eth0", "up"], check=True)
-        self._machine.run("ip", "link", "set", machine.name, "master", "br0", "up")
+        self.machine.run("ip", "link", "set", machine.name, "master", "br0", "up")
 
     def unplug(self, machine: NetworkedMachine) -> None:
         """Drop all packets of the machine; its eth0 stays up."""
-        self._machine.run("ip", "link", "set", machine.name, "nomaster")
+        self.machine.run("ip", "link", "set", machine.name, "nomaster")
 
     def replug(self, machine: NetworkedMachine) -> None:
         """Undo `unplug`."""
-        self._machine.run("ip", "link", "set", machine.name, "master", "br0")
+        self.machine.run("ip", "link", "set", machine.name, "master", "br0")
 
     def set_cable(self, machine: Machine, state: str) -> None:
         """Disconnect the machine's cable (`down`), or connect it again (`up`)."""
-        self._machine.run("ip", "link", "set", machine.name, state)
+        self.machine.run("ip", "link", "set", machine.name, state)
 
 
 def start_thread_on(machine: Machine, work: Callable[[], None]) -> threading.Thread:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,12 +68,12 @@ _INSTALLED_FILES = {
 class Host:
     """A machine with a Serf agent."""
 
-    def __init__(self, name: str, address: str, own: Sequence[str]) -> None:
+    def __init__(self, name: str, address: str, own: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         """Prepare the programs; nothing runs yet."""
         self.name, self.address = name, address
         self.machine = Machine(name, own)
         path = f"{LBAGENT.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        self.env = {"PATH": path, "SERF_RPC_AUTH": "only for the tests"}
+        self.env = {"PATH": path, "SERF_RPC_AUTH": "only for the tests", **(env or {})}
         self.serf = Daemon(self.machine, "serf", "agent", "-config-dir=/etc/serf", env=self.env)
 
     def run(self, *argv: str, checked: bool = True) -> subprocess.CompletedProcess[str]:
@@ -111,11 +111,11 @@ class Host:
 class Balancer(Host):
     """A load balancer with HAProxy, Serf, lbagent, keepalived and rsyslog."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, env: Mapping[str, str] | None = None) -> None:
         """Prepare the programs; nothing runs yet."""
         own = ["haproxy", "lbagent", "serf", "keepalived", "rsyslog.d", "logrotate.d"]
         super().__init__(
-            name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"]
+            name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"], env
         )
         daemon = functools.partial(Daemon, self.machine, env=self.env)
         master = ["-Ws", "-f", "/etc/haproxy/haproxy.cfg", "-p", "/run/haproxy.pid", "-S", "/run/haproxy-master.sock"]

@@ -226,9 +226,10 @@ def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
     open_now(site)
     other = site.pages[1].process
     assert other
+    assert other.pid
     wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
     begin = time.monotonic()
-    other.send_signal(signal.SIGSTOP)
+    os.kill(other.pid, signal.SIGSTOP)
     try:
         wait_until(lambda: shows(site, "web01", "in", "unknown"), BOUND)
         took = time.monotonic() - begin
@@ -238,7 +239,7 @@ def test_a_partition_is_seen_and_delays_nothing(site: Site) -> None:
         site.pages[0].get("/")
         figures.append(f"a page while the other load balancer is silent: {1000 * (time.monotonic() - begin):.0f} ms")
     finally:
-        other.send_signal(signal.SIGCONT)
+        os.kill(other.pid, signal.SIGCONT)
     wait_until(lambda: shows(site, "web01", "in", "in"), BOUND)
 
 
@@ -403,7 +404,7 @@ def test_a_page_whose_server_is_gone_shows_that(site: Site) -> None:
     process = site.pages[0].process
     assert process
     process.terminate()
-    process.wait(20)
+    process.join(20)
 
     wait_until(functools.partial(_banner, site), BOUND)
 

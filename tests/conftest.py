@@ -1,9 +1,12 @@
 """Set-up of all tests: the same Hypothesis examples in every run, a clean environment, signals at their defaults.
 
 With $LBAGENT_REQUIRE_REAL, as in CI, a missing program ends the run with its name, and no test is skipped for it.
-A test marked `every_haproxy` runs once with each HAProxy version on the machine. Of the tests marked `sliced` only a
-part runs, in which each combination of parameters and each version occurs. All of them run with $LBAGENT_MATRIX,
-with -k, and where tests are named on the command line.
+A test marked `every_haproxy` is repeated for each HAProxy version on the machine. Of the tests that have a version only
+a part runs, in which each combination of other parameters and each version occurs. All of them run with
+$LBAGENT_MATRIX, with -k, where tests are named on the command line, and where a test is marked `all_versions`.
+
+$LBAGENT_COMMAND is the path of another `lbagent` to test, such as an installed package or another release. The tests
+that run `lbagent` as a program then test that one; those of functions still test this checkout.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.real_programs import (
+    LBAGENT,
     TESTED,
     LoadBalancer,
     binaries,
@@ -39,7 +43,7 @@ MATRIX = bool(os.environ.get("LBAGENT_MATRIX"))
 
 PROGRAMS = (
     *("haproxy", "serf", "mount", "unshare", "promtool", "mandoc", "zsh", "setpriv", "dpkg-deb"),
-    *("systemd-analyze", "systemd-tmpfiles"),
+    *("systemd-analyze", "systemd-tmpfiles", "strace"),
     *("keepalived", "rsyslogd", "logrotate", "ip", "curl"),  # of the examples
 )
 
@@ -83,10 +87,11 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Return the versions of all programs that the tests run with."""
+    """Return the versions of all programs that the tests run with, and the tested lbagent if it is another one."""
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
     haproxy = ", ".join(haproxy_version(binary) for binary in binaries().values()) or "none"
-    lines = [f"HAProxy {haproxy}; Serf {_serf_version()}; Python {platform.python_version()}; {release}"]
+    lines = [f"lbagent: {LBAGENT}"] if "LBAGENT_COMMAND" in os.environ else []
+    lines += [f"HAProxy {haproxy}; Serf {_serf_version()}; Python {platform.python_version()}; {release}"]
     lines += [f"HAProxy {version}: missing, not tested; .ci/haproxy fetches it" for version in missing_versions()]
     untested = sorted({haproxy_release(path) for path in fetched_haproxies()} - set(TESTED) - set(binaries()))
     return lines + [f"HAProxy {version}: fetched, but not supported yet; not tested" for version in untested]
@@ -113,11 +118,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     modules: dict[Path, list[tuple[pytest.Item, tuple[str, str, str]]]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("sliced") and (found := _find_version(item)):
+        if not item.get_closest_marker("all_versions") and (found := _find_version(item)):
             modules[item.path].append((item, (item.nodeid.partition("[")[0], *found)))
     left_out = set()
-    for pairs in modules.values():
-        chosen = choose_slice([case for _, case in pairs], list(binaries()))
+    for path, pairs in modules.items():
+        start = zlib.crc32(path.stem.encode()) % len(TESTED)
+        chosen = choose_slice([case for _, case in pairs], list(binaries()), start)
         left_out |= {item for position, (item, _) in enumerate(pairs) if position not in chosen}
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
@@ -165,5 +171,5 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def lbagent() -> str:
-    """The path of the installed console script."""
-    return str(Path(sys.executable).parent / "lbagent")
+    """The path of the tested `lbagent`."""
+    return str(LBAGENT)

@@ -50,6 +50,7 @@ def test_without_a_choice_the_installed_haproxy_is_tested() -> None:
     assert default_binary() == (installed_haproxy() or next(iter(binaries().values())))
 
 
+@pytest.mark.all_versions
 @pytest.mark.every_haproxy
 def test_a_test_of_every_haproxy_has_each_of_them(every_haproxy: Path, request: pytest.FixtureRequest) -> None:
     with LoadBalancer() as lb:
@@ -60,11 +61,12 @@ def test_a_test_of_every_haproxy_has_each_of_them(every_haproxy: Path, request: 
 ALL = ["2.6", "2.8", "3.0", "3.2"]
 
 
+@pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize(("others", "each"), [(1, 2), (3, 2), (4, 1), (9, 1)])
-def test_a_slice_has_each_combination_and_every_version(others: int, each: int) -> None:
+def test_a_slice_has_each_combination_and_every_version(others: int, each: int, start: int) -> None:
     cases = [(test, other, version) for test in range(5) for other in range(others) for version in ALL]
 
-    chosen = choose_slice(cases, ALL)
+    chosen = choose_slice(cases, ALL, start)
 
     by_combination: dict[tuple[object, object], list[str]] = {}
     for position in sorted(chosen):

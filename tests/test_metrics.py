@@ -18,7 +18,7 @@ from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, Member, Quarantine
 from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
-from lbagent.planning import services as planning_services
+from lbagent.planning import lines as planning_services
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
 from lbagent.state.paths import Paths

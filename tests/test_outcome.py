@@ -7,7 +7,8 @@ import re
 import pytest
 
 from lbagent import errors
-from lbagent.haproxy.instance import NotAccepted, ReloadFailed
+from lbagent.haproxy.instance import NotAccepted
+from lbagent.haproxy.reload import ReloadFailed
 from lbagent.outcome import BlockedRemoval, Outcome, Verdict, format_line_counts, format_quarantined
 
 

@@ -1,1 +1,1 @@
-"""`lbagent check`: findings about everything that lbagent depends on, and trials of candidate texts of haproxy.cfg."""
+"""`lbagent check`: findings about everything that lbagent depends on."""

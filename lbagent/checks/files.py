@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lbagent.checks.finding import Finding, Kind, error, ok, unreadable, warning
-from lbagent.membership.storage import Damaged
 from lbagent.names import format_count
 from lbagent.state import files
 from lbagent.state.paths import Paths
-from lbagent.state.store import Store
+from lbagent.state.store import Damaged, Store
 from lbagent.system.processes import Process
 
 FREE_LOW = 16 * 1024 * 1024

@@ -1,16 +1,34 @@
-"""Check roles.yml, and find files of the classic handler.rb in its place."""
+"""Check roles.yml: its form, files of the classic handler.rb in its place, and the server lines that it makes."""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
+import re
+from collections import UserDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import yaml
 
 from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, ok, warning
+from lbagent.haproxy.config import Document, Edit, Marker
+from lbagent.haproxy.config_files import Validator
+from lbagent.haproxy.server_line import Server
 from lbagent.names import format_count
-from lbagent.roles.model import Role, Roles
+from lbagent.roles.model import MissingTag, Role, Roles, Service
+
+_SERVER_SECTIONS = ("backend", "listen")
+_FIRST_ADDRESS = int(ipaddress.IPv4Address("192.0.2.1"))
+"""RFC 5737: addresses for documentation."""
+
+_PLACE = re.compile(r"^(?:parsing )?\[[^\]]*\] ?: ?(?:'server [^']*' ?: ?)?")
+"""HAProxy's prefix of a message about a server line: file, line and server of the temporary copy."""
+
+_SINGLE_TRIALS = 40
+"""Lines that are validated one by one after HAProxy refused all of them together."""
 
 KeyPath = tuple[str, ...]
 
@@ -105,3 +123,85 @@ def check_classic_file(path: str) -> Iterator[Finding]:
     if os.path.exists(classic):
         text = "lbagent does not read this file of the classic handler.rb"
         yield error(Kind.MIGRATION, classic, text, f"copy it to {path}, and add a `services:` block; {SEE_MIGRATION}")
+
+
+class RefusedLine(NamedTuple):
+    """A role and a service whose server lines HAProxy refuses."""
+
+    role: str
+    service: str
+    reason: str
+    """In HAProxy's words."""
+
+    def __str__(self) -> str:
+        return f"role {self.role}, service {self.service}: HAProxy refuses its server lines: {self.reason}"
+
+
+class _TrialLine(NamedTuple):
+    """The server line of one role and service, at one marker."""
+
+    role: str
+    service: str
+    marker: Marker
+    text: str
+
+
+class _AllTags(UserDict[str, str]):
+    """Tags of a node that has every tag; each has the value 1."""
+
+    def __missing__(self, key: str) -> str:
+        return "1"
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def find_refused_lines(document: Document, roles: Roles, validator: Validator) -> list[RefusedLine]:
+    """Return the roles and services whose server lines HAProxy refuses, each tried with a documentation address.
+
+    The result is empty where HAProxy refuses the live haproxy.cfg. Raises TryAgain where HAProxy cannot be run.
+    """
+    lines = [*_make_trial_lines(document, roles)]
+    if not lines or validator.find_live_refusal() is not None:
+        return []
+    if validator.find_refusal(_insert_lines(document, lines)) is None:
+        return []
+    pairs = list(dict.fromkeys((line.role, line.service) for line in lines))[:_SINGLE_TRIALS]
+    found = []
+    for pair in pairs:
+        own = [line for line in lines if (line.role, line.service) == pair]
+        if reason := validator.find_refusal(_insert_lines(document, own)):
+            found.append(RefusedLine(*pair, _PLACE.sub("", reason)))
+    return found
+
+
+def _make_trial_lines(document: Document, roles: Roles) -> Iterator[_TrialLine]:
+    pairs, serving, numbers = roles.list_pairs(), roles.map_pairs_to_roles(), count()
+    for proxy in document.proxies:
+        for marker in proxy.markers if proxy.kind in _SERVER_SECTIONS else ():
+            pair = pairs.get(marker.middle)
+            for role in serving[pair] if pair else ():
+                number = next(numbers)
+                if pair and (text := _format_trial_line(role, roles.services[pair.service], number)):
+                    yield _TrialLine(role.name, pair.service, marker, text)
+
+
+def _format_trial_line(role: Role, service: Service, number: int) -> str | None:
+    """Return the server line of a node with that role; None where no tags make one."""
+    node = f"lbagent-check-{number}"
+    values, address = role.build_values(node), str(ipaddress.IPv4Address(_FIRST_ADDRESS + number % 254))
+    candidates: tuple[Mapping[str, str], ...] = ({}, _AllTags())
+    for tags in candidates:
+        with contextlib.suppress(MissingTag):
+            port, options = service.find_port(values, tags), (role.options or service.options).fill(values, tags)
+            return Server(node, address, port, options, role.name).line
+    return None
+
+
+def _insert_lines(document: Document, lines: list[_TrialLine]) -> tuple[str, ...]:
+    """Return the texts of haproxy.cfg with these lines inserted above their markers."""
+    by_marker: dict[int, list[str]] = {}
+    for line in lines:
+        text = f"{line.marker.indent}{line.text}{line.marker.ending}"
+        by_marker.setdefault(line.marker.at, []).append(text)
+    return document.apply_edits(Edit(at, at, texts) for at, texts in by_marker.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -10,22 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lbagent
-from lbagent.checks import daemon, files, haproxy, haproxy_config, managed_lines, markers, roles, serf
-from lbagent.checks.candidate import Validator, VerdictUnknown, find_refused_lines
+from lbagent.checks import daemon, files, haproxy, markers, roles, serf
 from lbagent.checks.files import Account
 from lbagent.checks.finding import Finding, Kind, Severity, Subject, error, has_error, ok, unreadable, warning
-from lbagent.checks.managed_lines import PendingWork
+from lbagent.checks.markers import PendingWork
+from lbagent.checks.roles import find_refused_lines
 from lbagent.errors import LbagentError, Refused, RolesRefused
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import ConfigSnapshot
+from lbagent.haproxy.config_files import ConfigSnapshot, Validator, VerdictUnknown
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
 from lbagent.planning.plan import Preview, make_preview
-from lbagent.roles import cache, loader
+from lbagent.roles import loader, model
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
-from lbagent.serf.agent_process import Agent, list_event_handlers, list_join_addresses
+from lbagent.serf.agent import Agent, list_event_handlers, list_join_addresses
 from lbagent.serf.member_list import AgentInfo
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
@@ -188,7 +189,7 @@ class _Checks:
             return
         yield from markers.check_notes(document, self._preview.notes)
         if self._preview.plan is not None:
-            yield from managed_lines.check_cookies(document.reread(self._preview.plan.after))
+            yield from markers.check_cookies(document.reread(self._preview.plan.after))
 
     def check_haproxy_process(self) -> Iterator[Finding]:
         if (settings := self._haproxy_settings) is not None:
@@ -232,11 +233,11 @@ class _Checks:
         if self._snapshot is None:
             return
         document = self._snapshot.document
-        sections, main = haproxy_config.read_sections(document), self._snapshot.targets[0].given
+        main = self._snapshot.targets[0].given
         starts = {document.locate(proxy.start) for proxy in document.proxies if proxy.markers}
-        with_markers = frozenset(str(section) for section in sections if section.where in starts)
+        with_markers = frozenset(str(section) for section in self._sections if section.where in starts)
         has_master = self._haproxy.is_master if self._haproxy else None
-        yield from haproxy_config.check_sections(sections, main, with_markers, has_master=has_master)
+        yield from haproxy.check_sections(self._sections, main, with_markers, has_master=has_master)
 
     def check_stats_answers(self) -> Iterator[Finding]:
         if self._haproxy is not None:
@@ -259,7 +260,7 @@ class _Checks:
         oldest = engine.spool.find_oldest_time()
         waiting = 0 if oldest is None else max(0, int(time.time() - oldest))
         work = PendingWork(len(engine.spool.list_names()), waiting, served.digest, failure, quarantined)
-        yield from managed_lines.check_managed_lines(self._snapshot.document, self._preview.plan, work)
+        yield from markers.check_managed_lines(self._snapshot.document, self._preview.plan, work)
 
     def check_files(self) -> Iterator[Finding]:
         targets = [target.path for target in self._snapshot.targets] if self._snapshot else []
@@ -308,7 +309,7 @@ class _Checks:
         joins = list_join_addresses(self._agent.settings) if self._agent else []
         names = [*self._roles.roles] if self._roles else []
         members = agent.fetch_members()
-        yield from serf.check_peers(self._agent_info, members, joins, names, has_peer=self._has_peer)
+        yield from serf.check_peers(self._agent_info, members, joins, names, has_peer=haproxy.has_peer(self._sections))
         yield from serf.check_members(members)
 
     def check_access(self) -> Iterator[Finding]:
@@ -331,18 +332,17 @@ class _Checks:
         if self._roles is not None:
             return self._roles.haproxy
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return cache.deserialize_roles(json.loads(json.load(file)["state"])).haproxy
+            return model.deserialize_roles(json.loads(json.load(file)["state"])).haproxy
         return None
 
     @property
     def _global_lines(self) -> list[list[str]]:
         return self._snapshot.document.settings if self._snapshot else []
 
-    @property
-    def _has_peer(self) -> bool:
-        return self._snapshot is not None and haproxy_config.has_peer(
-            haproxy_config.read_sections(self._snapshot.document)
-        )
+    @functools.cached_property
+    def _sections(self) -> Sequence[haproxy.Section]:
+        """The sections of haproxy.cfg; none where it cannot be read."""
+        return haproxy.read_sections(self._snapshot.document) if self._snapshot else ()
 
     @property
     def _serf_account(self) -> Account | None:

@@ -17,8 +17,8 @@ from lbagent.checks.finding import NAMES_LIMIT, Finding, Kind, error, join_names
 from lbagent.errors import TryAgain
 from lbagent.names import canonical_address, format_count
 from lbagent.roles.model import Roles
-from lbagent.serf import agent, agent_process
-from lbagent.serf.agent_process import (
+from lbagent.serf import agent
+from lbagent.serf.agent import (
     DEFAULT_RPC,
     Agent,
     File,
@@ -29,7 +29,7 @@ from lbagent.serf.agent_process import (
     parse_options,
 )
 from lbagent.serf.member_list import AgentInfo, MemberList, find_peers
-from lbagent.system import processes, sockets, subprocess, untrusted_files
+from lbagent.system import processes, subprocess, untrusted_files
 
 _MEMBER_EVENTS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
 _EVENTS = (*_MEMBER_EVENTS, "user", "query", "*")
@@ -506,11 +506,11 @@ def check_agent_environment(running: Agent) -> Iterator[Finding]:
     if running.settings.get("rpc_auth") and not environ.get("SERF_RPC_AUTH"):
         text = "no SERF_RPC_AUTH in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, "start the agent with SERF_RPC_AUTH=TOKEN, the value of `rpc_auth`")
-    if not sockets.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
+    if not processes.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
         text = f"no SERF_RPC_ADDR={address} in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, f"start the agent with SERF_RPC_ADDR={address}")
 
 
 def find_running() -> Agent | None:
     """Return the process of the agent at SERF_RPC_ADDR; None where none is visible."""
-    return agent_process.find_running_agent()
+    return agent.find_running_agent()

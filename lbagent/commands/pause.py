@@ -7,19 +7,22 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
 
 from lbagent.commands import query
 from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
-from lbagent.commands.progress import Progress
+from lbagent.commands.query import CommandEvent, run_commands
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.membership.model import find_member, find_paused
-from lbagent.membership.storage import Damaged
 from lbagent.membership.updates import UNKNOWN_NODE, is_confirmation
 from lbagent.names import NAME, canonical_address, make_printable
-from lbagent.planning import services as planning_services
-from lbagent.run.command import CommandEvent, run_commands
+from lbagent.planning.lines import LAST_SERVER_WARNING, ServingServers, find_unserved, format_last_server
 from lbagent.run.engine import Engine
 from lbagent.run.replies import format_open_sessions, list_host_names, parse_open_sessions
 from lbagent.serf import agent
@@ -44,6 +47,7 @@ from lbagent.serf.member_list import (
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
+from lbagent.state.store import Damaged
 from lbagent.system.log import Log
 
 _INTERVAL = 2.0
@@ -182,11 +186,11 @@ def _require_another_server(commands: Collection[Command], engine: Engine) -> No
         members = (find_member(membership.members, one.name, one.address) for one in commands)
         out = find_paused(membership)
         hosts = [list_host_names(one, membership) for one in members if one and one.name not in out]
-        now = planning_services.ServingServers(document, config_files.query_server_states(document))
-        services = planning_services.find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
+        now = ServingServers(document, config_files.query_server_states(document))
+        services = find_unserved(now, roles, membership, frozenset().union(*hosts), if_paused=True)
         if services:
             names = ", ".join(one.name for one in commands)
-            words = f"{planning_services.LAST_SERVER_WARNING}{planning_services.join_services(services)} serves"
+            words = format_last_server(services)
             raise LastServer(f"{names}: {words}; resume another node first, or use --force")
 
 
@@ -323,7 +327,7 @@ class Rows:
         """Return the exit status: 0 where every row is a confirmation."""
         if not all(self._is_done(node) for node in self.nodes):
             return 1
-        last = {name for (_, name), words in self._answers.items() if planning_services.LAST_SERVER_WARNING in words}
+        last = {name for (_, name), words in self._answers.items() if LAST_SERVER_WARNING in words}
         if force or not last or self._cluster.myself in last:
             return 0
         # Another load balancer had fewer servers left: two operators at once, or its checks fail where those here pass.
@@ -444,3 +448,63 @@ def _split_names(nodes: Iterable[str]) -> Iterator[list[str]]:
         group.append(node)
     if group:
         yield group
+
+
+class Progress:
+    """Shows what is awaited; nothing where stderr is not a terminal, or one that cannot move its cursor."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        if not self._console.width:
+            self._console.width = 80  # COLUMNS=0
+        self._is_visible = sys.stderr.isatty() and not self._console.is_dumb_terminal
+        # ASCII: a terminal of any locale can show it.
+        self._spinner = Spinner("line")
+        self._shown: Group | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show("")
+
+    @property
+    def is_visible_with_stdout(self) -> bool:
+        """Whether stdout is a terminal as well: then lines there need not repeat what is shown."""
+        return self._is_visible and sys.stdout.isatty()
+
+    def show(self, words: str, lines: Sequence[str] = ()) -> None:
+        """Show the spinner with `words`, and `lines` below it, in place of what was shown; nothing with empty words."""
+        if not self._is_visible:
+            return
+        self._spinner.update(text=Text(words, overflow="ellipsis", no_wrap=True))
+        below = [Text(f"  {line}", overflow="ellipsis", no_wrap=True) for line in lines]
+        self._shown = Group(self._spinner, *below) if words else None
+        self._draw()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Within the `with`, nothing is shown, so that a line can be printed."""
+        shown, self._shown = self._shown, None
+        self._draw()
+        try:
+            yield
+        finally:
+            self._shown = shown
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._shown is None:
+            if self._live:
+                self._live.stop()
+            self._live = None
+        elif self._live:
+            self._live.update(self._shown)
+        else:
+            # Always a new one: rich's Live erases as many lines as it had shown before it was stopped.
+            self._live = Live(
+                self._shown, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._live.start()

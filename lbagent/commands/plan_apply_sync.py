@@ -7,20 +7,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from lbagent.checks.candidate import Validator
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.config_files import ConfigSnapshot
+from lbagent.haproxy.config_files import ConfigSnapshot, Validator
 from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, SyncMerge
+from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop
-from lbagent.run.sync import prepare_sync
+from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
 from lbagent.state.lock import acquire_lock
@@ -74,7 +73,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
         engine = Engine(Paths(settings.state_dir), settings.roles, log)
         if dry_run:
             log.journal = False
-        merge_sync = prepare_sync(engine, log, log.warning, force=force, record=not dry_run)
+        merge_sync = engine.prepare_sync(log.warning, force=force, record=not dry_run)
         if dry_run:
             status = _report_plan(engine, log, PlanOptions(force=force), merge_sync)
             return 0 if status == _WOULD_CHANGE else status

@@ -1,26 +1,34 @@
-"""Answers to Serf queries: one line of at most 1,024 bytes; `done` only where HAProxy has confirmed it."""
+"""Answers to Serf queries and to commands, from storing the command in the spool to `done`.
+
+An answer to a query is one line of at most 1,024 bytes. `done` only where HAProxy has confirmed it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from lbagent.errors import LbagentError
+from lbagent.errors import LbagentError, NotStored
 from lbagent.haproxy import config_files
-from lbagent.membership import pause_reports
+from lbagent.membership import peers
 from lbagent.membership.model import Membership, find_member, find_paused
-from lbagent.membership.storage import Damaged
 from lbagent.names import NAME, canonical_address
-from lbagent.run.command import run_command
 from lbagent.run.engine import Engine
-from lbagent.run.replies import count_sessions
-from lbagent.serf.events import Command, Malformed, StatusQuery, parse_event
+from lbagent.run.queue import DrainLoop, explain_waiting_event, store_event
+from lbagent.run.replies import QUEUED, FinishedRun, count_sessions, format_failure, format_reply
+from lbagent.run.transaction import RunOptions
+from lbagent.serf.events import TYPED, Command, Malformed, StatusQuery, parse_event
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
-from lbagent.state import history
+from lbagent.state import store
+from lbagent.state.lock import acquire_lock, is_locked, may_lock
 from lbagent.state.paths import Paths
+from lbagent.state.store import Damaged
 from lbagent.system.log import Log, format_error
-from lbagent.system.sockets import count_connections
+from lbagent.system.processes import count_connections
+
+CommandEvent = tuple[RawEvent, Command]
+"""A command, with the event that carried it."""
 
 SESSIONS = "sessions"
 """First word of a status query for open sessions; the names of nodes follow."""
@@ -64,16 +72,16 @@ def _answer_status_query(words: tuple[str, ...], raw: RawEvent, engine: Engine) 
     if words[:1] != ("pauses",):
         return _format_status_line(engine, raw.self_name)
     after = "".join(word.removeprefix("after=") for word in words[1:2])
-    version = pause_reports.VERSION if f"v={pause_reports.VERSION}" in words[2:] else 1
+    version = peers.VERSION if f"v={peers.VERSION}" in words[2:] else 1
     membership = engine.store.load_membership() or Membership()
-    return pause_reports.format_page(membership, after, ANSWER_LIMIT, int(time.time()), version)
+    return peers.format_page(membership, after, ANSWER_LIMIT, int(time.time()), version)
 
 
 def _format_status_line(engine: Engine, name: str) -> str:
     """Return name, counts, the digest of the managed lines in haproxy.cfg, pending events and the last outcome."""
     digest, problem = _compute_digest(engine)
     words = [name or "lb", *_count_members(engine), f"digest={digest}", f"pending={len(engine.spool.list_names())}"]
-    if last := history.read_last_run(engine.paths.history):
+    if last := store.read_last_run(engine.paths.history):
         words.append(f"last={last.outcome}: {last.words}")
     return " ".join([*words, *problem])
 
@@ -111,3 +119,98 @@ def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
         found = count_sessions(member, membership, roles, connections) if member and member.name in paused else None
         words.append(f"{node}={NOT_PAUSED if found is None else found}")
     return " ".join(words)
+
+
+def run_command(raw: RawEvent, command: Command, engine: Engine, log: Log, wait: float) -> str:
+    """Return the answer to a command, within about `wait` seconds and the time of one run."""
+    [answer] = run_commands([(raw, command)], engine, log, wait)
+    return answer
+
+
+def run_commands(
+    commands: Sequence[CommandEvent], engine: Engine, log: Log, wait: float, allow: Callable[[], None] | None = None
+) -> list[str]:
+    """Store and apply these commands in one run; return the answers, within about `wait` seconds and that run's time.
+
+    `allow` is called before any command is stored, under the lock. What it raises is passed on.
+    """
+    loop = DrainLoop(engine.spool, log)
+    may_apply = may_lock(engine.paths.lock)
+    if commands[0][0].kind == TYPED and not may_apply:
+        return [f"refused: this user cannot write {engine.paths.lock}; run it as root"] * len(commands)
+    if not may_apply:
+        return [_wait_for_other_user(raw, engine, log, wait) for raw, _ in commands]
+    if allow is None:
+        refused = _store_commands([raw for raw, _ in commands], engine, log)
+        if refused:
+            return refused
+    engine.paths.prepare()
+    try:
+        with acquire_lock(engine.paths.lock, wait) as acquired:
+            if allow is not None:
+                allow()
+                if refused := _store_commands([raw for raw, _ in commands], engine, log):
+                    return refused
+            return _apply_commands(commands, engine, log, loop) if acquired else [QUEUED] * len(commands)
+    finally:
+        # Events that arrived meanwhile found the lock busy, and the next run may be hours away. The sender waits.
+        _run_while_spooled(loop, engine, log)
+
+
+def _store_commands(raws: Sequence[RawEvent], engine: Engine, log: Log) -> list[str]:
+    """Store the commands in the spool. Returns the answers where that fails; empty otherwise."""
+    try:
+        for raw in raws:
+            try:
+                store_event(raw, engine.paths)
+            except NotStored as error:
+                raise NotStored(f"{error}{engine.withdraw_without_storing(raw=raw)}") from error
+    except (LbagentError, OSError) as error:
+        log.error(format_error(error))
+        return [f"refused: {format_error(error)}"] * len(raws)
+    return []
+
+
+def _apply_commands(commands: Sequence[CommandEvent], engine: Engine, log: Log, loop: DrainLoop) -> list[str]:
+    loop.mark_seen()
+    outcome, failed = None, None
+    try:
+        outcome = engine.run(RunOptions())
+    except (LbagentError, OSError) as error:
+        log.error(format_error(error))
+        failed = error
+    try:
+        run = FinishedRun(
+            engine.load_roles() if engine.transaction else None, engine.transaction, outcome, engine.answers, failed
+        )
+        return [format_reply(_find_record_id(raw), command, run) for raw, command in commands]
+    except (LbagentError, OSError) as error:
+        log.error(format_error(error))
+        return [format_failure(error)] * len(commands)
+
+
+def _run_while_spooled(loop: DrainLoop, engine: Engine, log: Log) -> None:
+    try:
+        loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
+    except OSError as error:
+        log.error(format_error(error))
+
+
+def _wait_for_other_user(raw: RawEvent, engine: Engine, log: Log, wait: float) -> str:
+    """Return the answer where this user may only store the command, and another user applies it."""
+    if refused := _store_commands([raw], engine, log):
+        return refused[0]
+    try:
+        problem = None if is_locked(engine.paths.watch_lock) else explain_waiting_event(engine.paths)
+        if problem:
+            log.error(format_error(problem))
+            return QUEUED
+        return engine.store.wait_for_answer(_find_record_id(raw), wait) or QUEUED
+    except (LbagentError, OSError) as error:
+        log.error(format_error(error))
+        return format_failure(error)
+
+
+def _find_record_id(raw: RawEvent) -> str:
+    """Return the id of the record that has the command: a command is never split."""
+    return f"{raw.id}0000"

@@ -17,8 +17,7 @@ from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state.paths import Paths
 from lbagent.status import render
-from lbagent.status.collect import collect_status
-from lbagent.status.report import Report
+from lbagent.status.report import Report, collect_status
 from lbagent.system.log import Log, format_error
 
 PAUSE = 2.0

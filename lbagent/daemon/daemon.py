@@ -7,29 +7,30 @@ retried. What a round does is the same run that every other command makes; the d
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
-from lbagent.checks.candidate import Validator, find_refused_lines
+from lbagent.checks.roles import find_refused_lines
 from lbagent.daemon import sd_notify
-from lbagent.daemon.background import BackgroundSync, run_in_thread
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
-from lbagent.daemon.schedule import SYNC_EVERY, ReloadInterval, SyncSchedule, find_next_pause_end
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
+from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.membership.model import Membership, as_table
 from lbagent.outcome import Outcome, Verdict
 from lbagent.roles.model import Roles
-from lbagent.run.engine import Engine, SyncMerge
+from lbagent.run.engine import Engine
 from lbagent.run.queue import DrainLoop
-from lbagent.run.sync import prepare_sync
+from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Settings, find_runtime_dir
@@ -39,8 +40,15 @@ from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess
-from lbagent.system.log import Log, format_error
-from lbagent.system.repeats import Repeats
+from lbagent.system.log import Log, Repeats, format_error
+
+SYNC_EVERY = 60.0
+"""Seconds between two syncs, ± JITTER of it: not all load balancers should query Serf at once."""
+
+JITTER = 0.1
+
+SYNC_AGAIN = 5.0
+"""Seconds until the first retry of a sync that failed, doubled with each further one."""
 
 LOCK_WAIT = 30.0
 """Seconds to wait for the run of another process."""
@@ -250,7 +258,8 @@ class Daemon:
             is_edited, self._roles_digest = self._roles_digest not in ("", roles.digest), roles.digest
             if is_edited:
                 # In a thread: one `haproxy -c` per line must not delay events or the end of the daemon.
-                run_in_thread(partial(self._log_refused_lines, roles, self._find_known_haproxy()))
+                arguments = (roles, self._find_known_haproxy())
+                threading.Thread(target=self._log_refused_lines, args=arguments, daemon=True).start()
 
     def _log_refused_lines(self, roles: Roles, running: RunningHaproxy | None) -> None:
         with contextlib.suppress(LbagentError, OSError):
@@ -261,7 +270,7 @@ class Daemon:
     def _prepare_sync(self) -> SyncMerge:
         # An engine of its own, as this runs in another thread.
         engine = Engine(self._engine.paths, self._settings.roles, self._log)
-        return prepare_sync(engine, self._log, self._log.hint, force=False)
+        return engine.prepare_sync(self._log.hint, force=False)
 
     def _wait_for_quiet_files(self) -> None:
         """Wait until edited files have not changed for a moment."""
@@ -344,3 +353,88 @@ class HaproxyWatcher:
 
     def _list_pids(self) -> frozenset[int]:
         return self._engine.haproxy.pids if self._engine.haproxy else frozenset()
+
+
+class SyncSchedule:
+    """The time of the next sync, in seconds of the caller's clock."""
+
+    def __init__(self) -> None:
+        """The first sync is due at once."""
+        self.next_at = 0.0
+        self._retry_after = SYNC_AGAIN
+
+    def record_start(self, now: float, chance: float) -> None:
+        """Schedule the sync after the one that starts now; `chance` is a number from 0 to 1."""
+        self.next_at = now + SYNC_EVERY * (1 + JITTER * (2 * chance - 1))
+
+    def record_end(self, now: float, *, good: bool) -> None:
+        """Schedule a retry if the sync that ends now has failed."""
+        if good:
+            self._retry_after = SYNC_AGAIN
+        else:
+            self.next_at = min(self.next_at, now + self._retry_after)
+            self._retry_after *= 2
+
+
+def find_next_pause_end(membership: Membership, since: int) -> int | None:
+    """Return when the next pause expires that had not expired at `since`; None if none does. Both in epoch seconds."""
+    pauses = (member.pause for member in as_table(membership.members).special.values())
+    ends = (pause.until for pause in pauses if pause and pause.until is not None)
+    return min((end for end in ends if end > since), default=None)
+
+
+class ReloadInterval:
+    """The time of the next reload that `min_reload_interval` allows, in seconds of the monotonic clock."""
+
+    def __init__(self, load_roles: Callable[[], Roles]) -> None:
+        """While `load_roles` raises LbagentError, the interval that it returned last applies."""
+        self._load_roles = load_roles
+        self._interval = 0.0
+        self._last_reload = -math.inf
+        self.is_waiting = False
+        """Whether a change waits for its reload."""
+
+    @property
+    def not_before(self) -> float:
+        """When the next reload is allowed."""
+        with contextlib.suppress(LbagentError):
+            self._interval = self._load_roles().haproxy.min_reload_interval
+        return self._last_reload + self._interval
+
+    def record_reload(self) -> None:
+        """Record that a reload was made, or tried, now."""
+        self._last_reload = time.monotonic()
+
+
+class BackgroundSync:
+    """Queries Serf and the other load balancers in a thread, as answers take seconds and events must not wait."""
+
+    def __init__(self, prepare: Callable[[], SyncMerge], log: Log, wake: Callable[[], None]) -> None:
+        """`prepare` runs in the thread, which calls `wake` at its end."""
+        self._prepare, self._log, self._wake = prepare, log, wake
+        self._thread: threading.Thread | None = None
+        self._result: SyncMerge | None = None
+
+    def start(self) -> None:
+        """Start a sync, unless one is in progress."""
+        if self._thread is None or not self._thread.is_alive():
+            # A daemon thread: the end of the process does not wait for another load balancer.
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a result can be taken."""
+        return self._result is not None
+
+    def take_result(self) -> SyncMerge | None:
+        """Return the result once; None where there is none."""
+        result, self._result = self._result, None
+        return result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._prepare()
+        except (LbagentError, OSError) as error:
+            self._log.hint(f"sync failed: {format_error(error)}")
+        self._wake()

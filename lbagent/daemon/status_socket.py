@@ -11,17 +11,17 @@ import grp
 import json
 import os
 import socket
+import threading
 import time
 from typing import Any
 
-from lbagent.daemon.background import run_in_thread
 from lbagent.errors import LbagentError
 from lbagent.run.engine import Engine
 from lbagent.serf import agent
 from lbagent.settings import STATUS_SOCKET
-from lbagent.state import history
+from lbagent.state import store
 from lbagent.state.lock import list_holders
-from lbagent.status.collect import collect_status
+from lbagent.status.report import collect_status
 from lbagent.system.log import Log, format_error
 
 VERSION = 1
@@ -58,7 +58,7 @@ class StatusSocket:
         self._content, self._sent_until = b"", float("-inf")
         self._name, self._named = "", float("-inf")
         self._history: tuple[tuple[int, int] | None, list[dict[str, Any]]] = (None, [])
-        run_in_thread(self._serve)
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
@@ -129,7 +129,7 @@ class StatusSocket:
         version = _find_version(self._engine.paths.history)
         if version != self._history[0]:
             with contextlib.suppress(OSError):
-                self._history = version, history.read_entries(self._engine.paths.history, _HISTORY)
+                self._history = version, store.read_entries(self._engine.paths.history, _HISTORY)
         return self._history[1]
 
     def _read_metrics(self) -> str | None:

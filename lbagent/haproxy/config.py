@@ -14,18 +14,21 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 from lbagent.haproxy.reader import (
+    COMMANDS,
     NOWHERE,
     SECTIONS,
     SERVERS,
     Directive,
     EffectiveConfig,
+    Environment,
     Reader,
     Section,
+    Words,
     are_exclusive,
     read_directives,
+    split_words,
 )
 from lbagent.haproxy.server_line import format_endpoint, is_drained
-from lbagent.haproxy.words import COMMANDS, Environment, Words, split_words
 from lbagent.names import IPV4, NAME, SERVICE, canonical_address
 
 BLANK = " \t\r"
@@ -259,8 +262,16 @@ class Document:
     def find_proxies(self, name: str) -> list[Proxy]:
         """Return the proxies with servers that the running HAProxy calls `name`."""
         if not self.is_conditional:
-            return [one for one in self.proxies if one.name == name and one.kind in SERVERS]
+            return self._proxies_by_name.get(name, [])
         return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
+
+    @cached_property
+    def _proxies_by_name(self) -> Mapping[str, list[Proxy]]:
+        found: dict[str, list[Proxy]] = {}
+        for one in self.proxies:
+            if one.kind in SERVERS:
+                found.setdefault(one.name, []).append(one)
+        return found
 
     def find_name(self, proxy: Proxy) -> str:
         """Return what the running HAProxy calls this proxy; the name as written where only HAProxy knows."""

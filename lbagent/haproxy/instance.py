@@ -1,21 +1,40 @@
-"""The HAProxy that runs haproxy.cfg: validate with `haproxy -c`, reload, and confirm the new worker."""
+"""The HAProxy that runs haproxy.cfg: validate with `haproxy -c`, reload, and confirm the new worker.
+
+A worker starts with all servers UP. So that a DOWN server gets no traffic until its checks pass, the new worker gets
+their state from the operator's server-state file, which is rewritten before the reload, and through the runtime API as
+soon as it serves.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, reload, validation
-from lbagent.haproxy.config import Key
-from lbagent.haproxy.process import RunningHaproxy, Worker
-from lbagent.haproxy.reload import Reload, ReloadFailed
-from lbagent.haproxy.runtime import health
+from lbagent.haproxy.config import RUNTIME_NAME, Key, format_target
+from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.reload import Reload
+from lbagent.haproxy.runtime import session, state
+from lbagent.haproxy.runtime.session import SessionError, Worker
+from lbagent.haproxy.runtime.state import ServerState
 from lbagent.roles.model import HaproxySettings
+from lbagent.state import files
 from lbagent.system import processes
 
-__all__ = ["Haproxy", "NotAccepted", "ReloadFailed"]
+GlobalLines = Sequence[Sequence[str]]
+"""The words of each line of `global`."""
+
+States = Mapping[Key, ServerState]
+"""The servers of a worker."""
+
+_TIMEOUT = 2.0
+"""Seconds to wait for the server states."""
+
+_STATE_FILE_MODE = 0o644
+_STATE_FILE_HEADER = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state (and more)"
 
 
 class NotAccepted(LbagentError):
@@ -103,8 +122,8 @@ class Haproxy:
             self._running = self._find()
         if self.is_shown_not_to_run():
             return None
-        servers = health.read_health(self._lines)
-        health.write_state_file(self._lines, servers, changed)
+        servers = read_states(self._lines)
+        write_state_file(self._lines, servers, changed)
         started = time.monotonic()
         try:
             worker = Reload(self._settings, self._lines, self._find).run(self._running)
@@ -112,8 +131,53 @@ class Haproxy:
             self.reload_seconds = time.monotonic() - started
             with contextlib.suppress(TryAgain):
                 self._running = self._find()
-        health.restore_down_servers(self._lines, worker, servers)
+        restore_down_servers(self._lines, worker, servers)
         return worker
 
     def _find(self) -> RunningHaproxy | None:
         return process.find_haproxy(self._settings.config, self._lines)
+
+
+def read_states(lines: GlobalLines) -> States:
+    """Return the servers of the worker; empty if no stats socket answers."""
+    for address in session.list_stats_sockets(lines):
+        with contextlib.suppress(OSError, ValueError):
+            return state.parse_states(session.ask(address, state.STATES_COMMAND, _TIMEOUT))
+    return {}
+
+
+def restore_down_servers(lines: GlobalLines, worker: Worker, before: States) -> list[str]:
+    """Set the servers that were DOWN before to DOWN in the new worker; return their names.
+
+    A server with another address, or without checks that could bring it back, is left as HAProxy starts it.
+    """
+    if not any(row.down for row in before.values()):
+        return []
+    with contextlib.suppress(SessionError):
+        talk = session.open_session(lines, worker)
+        now = talk.fetch_states()
+        same = [key for key, row in before.items() if row.down and _may_start_down(now.get(key), row)]
+        down = [key for key in same if all(map(RUNTIME_NAME.fullmatch, key))]
+        answers = talk.send([f"set server {format_target(key)} health down" for key in down])
+        return [format_target(key) for key, answer in zip(down, answers, strict=True) if answer == ""]
+    return []
+
+
+def write_state_file(lines: GlobalLines, rows: States, changed: Collection[Key]) -> None:
+    """Write the server-state file, if `global` declares one, without the servers in `changed`.
+
+    For HAProxy, the file takes precedence over the server's line, including its port. Errors are ignored: HAProxy can
+    start without the file.
+    """
+    path = next((words[1] for words in lines if words[0] == "server-state-file" and len(words) > 1), "")
+    base = next((words[1] for words in lines if words[0] == "server-state-base" and len(words) > 1), "")
+    path = os.path.join(base, path)
+    if rows and os.path.isabs(path):
+        kept = [row.row for key, row in rows.items() if key not in changed]
+        text = "\n".join((state.STATES_VERSION, _STATE_FILE_HEADER, *kept, ""))
+        with contextlib.suppress(OSError):
+            files.replace_file(path, text.encode("utf-8", "surrogateescape"), _STATE_FILE_MODE, durable=False)
+
+
+def _may_start_down(now: ServerState | None, before: ServerState) -> bool:
+    return now is not None and now.checked and (now.address, now.port) == (before.address, before.port)

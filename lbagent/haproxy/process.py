@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy.runtime import socket
+from lbagent.haproxy.runtime import session
 from lbagent.system import processes, untrusted_files
 from lbagent.system.processes import Process
 
@@ -17,18 +17,6 @@ _WITH_VALUE = frozenset(("-C", "-L", "-N", "-S", "-f", "-m", "-n", "-p", "-x"))
 
 _PARSING_TIME = 2.0
 """Seconds between a worker's fork and its read of the file; one more per MB."""
-
-
-class Worker(NamedTuple):
-    """The serving process, identified by pid and start time."""
-
-    pid: int
-    started: int
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return processes.is_running(*self)
 
 
 class RunningHaproxy(NamedTuple):
@@ -106,7 +94,7 @@ def is_shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]
     named = processes.read_process(pid) if pid else None
     if named is not None and named.alive and named.program.startswith("haproxy") and not _is_stranger(named, config):
         return False
-    return not any(_is_answering(address) for address in socket.list_stats_sockets(settings))
+    return not any(_is_answering(address) for address in session.list_stats_sockets(settings))
 
 
 def list_config_files(argv: Sequence[str]) -> list[str]:
@@ -207,9 +195,9 @@ def _list_witness_pids(found: list[RunningHaproxy], settings: Sequence[Sequence[
         _read_pidfile(settings),
         *(_read_pidfile([["pidfile", _find_option(one.main.argv, "-p")]]) for one in found),
     ]
-    for address in socket.list_stats_sockets(settings):
+    for address in session.list_stats_sockets(settings):
         try:
-            pids.append(socket.fetch_worker_pid(address))
+            pids.append(session.fetch_worker_pid(address))
         except OSError:
             continue
     return [pid for pid in pids if pid]
@@ -230,7 +218,7 @@ def _read_pidfile(settings: Sequence[Sequence[str]]) -> int | None:
 
 def _is_answering(address: str) -> bool:
     try:
-        socket.ask(address, "show info", 1.0)
+        session.ask(address, "show info", 1.0)
     except (ConnectionRefusedError, FileNotFoundError):
         return False
     except OSError:

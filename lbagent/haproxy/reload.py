@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, validation
-from lbagent.haproxy.process import RunningHaproxy, Worker
-from lbagent.haproxy.runtime import socket
+from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import Worker
 from lbagent.roles.model import HaproxySettings
-from lbagent.system import processes, sockets, subprocess
+from lbagent.system import processes, subprocess
 from lbagent.system.processes import Process
 
 GlobalLines = Sequence[Sequence[str]]
@@ -149,7 +150,7 @@ class Reload:
         """
         for address in list_master_sockets(master):
             try:
-                answer, cut = socket.exchange(address, "reload", self._settings.timeout)
+                answer, cut = session.exchange(address, "reload", self._settings.timeout)
             except (FileNotFoundError, PermissionError):
                 continue
             except ConnectionRefusedError:
@@ -229,11 +230,11 @@ class Reload:
 
     def _confirm_worker(self, worker: Process) -> Worker | None:
         """Return the worker if it serves: it answers on the stats socket, or stays alive if there is none."""
-        for address in socket.list_stats_sockets(self._lines):
+        for address in session.list_stats_sockets(self._lines):
             try:
                 return (
                     Worker(*worker.identity)
-                    if socket.fetch_worker_pid(address, _QUERY_TIMEOUT) == worker.inner_pid
+                    if session.fetch_worker_pid(address, _QUERY_TIMEOUT) == worker.inner_pid
                     else None
                 )
             except (FileNotFoundError, ConnectionRefusedError, PermissionError):
@@ -244,9 +245,9 @@ class Reload:
         return Worker(*worker.identity) if Worker(*worker.identity).alive and process.is_up(worker) else None
 
     def _fetch_answering_pid(self) -> int | None:
-        for address in socket.list_stats_sockets(self._lines):
+        for address in session.list_stats_sockets(self._lines):
             with contextlib.suppress(OSError):
-                return socket.fetch_worker_pid(address)
+                return session.fetch_worker_pid(address)
         return None
 
     def _has_ended(self) -> bool:
@@ -306,7 +307,7 @@ def _wait_for_listener(address: str) -> bool:
     deadline = time.monotonic() + _QUERY_TIMEOUT
     while time.monotonic() < deadline:
         try:
-            socket.ask(address, "show proc", _QUERY_TIMEOUT)
+            session.ask(address, "show proc", _QUERY_TIMEOUT)
         except ConnectionRefusedError:
             time.sleep(_POLL_INTERVAL)
         except OSError:
@@ -320,7 +321,7 @@ def _fetch_startup_logs(master: Process) -> str:
     """Return the log of the last reload from the master CLI (HAProxy 2.7 and later)."""
     for address in list_master_sockets(master):
         with contextlib.suppress(OSError):
-            return socket.ask(address, "show startup-logs", _QUERY_TIMEOUT)
+            return session.ask(address, "show startup-logs", _QUERY_TIMEOUT)
     return ""
 
 
@@ -359,7 +360,7 @@ def _read_journal(master: Process) -> str:
 def _find_port_in_use(config: Sequence[str], master: Process) -> str:
     """Return a message about a `bind` line whose port another program uses; empty if there is none."""
     own = {master.pid, *processes.find_children(master.pid)}
-    listeners = sockets.list_listeners() if master.shares_network else []
+    listeners = processes.list_listeners() if master.shares_network else []
     if not any(one.pid in own for one in listeners):
         return ""  # not permitted: any port could be HAProxy's own
     taken = [one for one in listeners if one.pid not in own]
@@ -437,10 +438,10 @@ def wait_for_peers(settings: Sequence[Sequence[str]]) -> bool:
 
     `settings` is its `global`. Does not wait without a stats socket, or after PEERS_LIMIT seconds of its life.
     """
-    for address in socket.list_stats_sockets(settings):
+    for address in session.list_stats_sockets(settings):
         waited = False
         try:
-            while _is_young(address) and is_learning(socket.ask(address, "show peers", _PEERS_TIMEOUT)):
+            while _is_young(address) and is_learning(session.ask(address, "show peers", _PEERS_TIMEOUT)):
                 waited = True
                 time.sleep(_PEERS_POLL)
         except OSError:
@@ -456,5 +457,5 @@ def is_learning(answer: str) -> bool:
 
 
 def _is_young(address: str) -> bool:
-    uptime = socket.parse_info(socket.ask(address, "show info", _PEERS_TIMEOUT)).get("Uptime_sec", "")
+    uptime = session.parse_info(session.ask(address, "show info", _PEERS_TIMEOUT)).get("Uptime_sec", "")
     return uptime.isdigit() and int(uptime) < PEERS_LIMIT

@@ -22,6 +22,11 @@ _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in 
 _PARSING_WORDS = "parsing ["
 _WARNINGS_LIMIT = 3
 
+UNREADABLE_FILE = re.compile(
+    r"permission denied|unable to (?:stat|open|load|read)|cannot (?:open|access|stat)", re.IGNORECASE
+)
+"""HAProxy's messages about a file that haproxy.cfg names and that this user may not read."""
+
 _QUOTES = b"\"'\\"
 """Characters that may be inside a word without being part of it."""
 

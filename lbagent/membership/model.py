@@ -6,6 +6,7 @@ These are pure values. `updates` applies events to them. `pauses` decides which 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -301,22 +302,28 @@ def find_member(members: Members, name: str, address: str | None) -> Member | No
     """Return the member that `name` means; None where no member or several match.
 
     An exact match comes first. Then the case is ignored, as Windows changes it. Then the only member at `address`
-    matches.
+    matches. A present member comes before those that are gone: a host that was reinstalled under a new name leaves its
+    old name behind.
     """
     exact = members.get(name)
     if exact is not None and exact.status != UNKNOWN:
         return exact
-    lower = name.lower()
-    alike = [members[known] for known in members if known.lower() == lower]
-    # A member that Serf has listed comes before a name that is known from a command only.
-    alike = [one for one in alike if one.status != UNKNOWN] or alike
+    alike = find_members_in_any_case(members, name)
     if len(alike) == 1:
         return alike[0]
     address = address or canonical_address(name)
     there = [member for member in alike or members.values() if address and member.address == address]
-    # A host that was reinstalled under a new name leaves its old name behind: a present member comes first.
     there = [member for member in there if member.present] or there
     return there[0] if len(there) == 1 else exact
+
+
+def find_members_in_any_case(members: Members, name: str) -> list[Member]:
+    """Return the members whose names differ from `name` at most in case: present ones, else listed ones, else all."""
+    lower = name.lower()
+    alike = [members[known] for known in members if known.lower() == lower]
+    present = [member for member in alike if member.present]
+    # A member that Serf has listed comes before a name that is known from a command only.
+    return present or [member for member in alike if member.status != UNKNOWN] or alike
 
 
 def _is_special(member: Member) -> bool:
@@ -328,3 +335,27 @@ def _is_special(member: Member) -> bool:
         or member.quarantine
         or member.elsewhere
     )
+
+
+def count_statuses(membership: Membership) -> dict[str, int]:
+    """Return the number of members by Serf status."""
+    column = as_table(membership.members).columns.statuses
+    alive = column.count(ALIVE)
+    # Usually all are alive, and counting one status is three times faster than counting each.
+    return {ALIVE: alive} if alive == len(column) else dict(Counter(column))
+
+
+def count_quarantined(membership: Membership) -> int:
+    """Return the number of nodes whose lines HAProxy refuses."""
+    return sum(member.quarantine is not None for member in as_table(membership.members).special.values())
+
+
+def count_paused(membership: Membership) -> int:
+    """Return the number of present members that are paused."""
+    return sum(membership.members[name].present for name in find_paused(membership))
+
+
+def find_pause_starts(membership: Membership) -> dict[str, int]:
+    """Return when each pause of a present member began, in epoch seconds; a pause by the tag has no start."""
+    special = as_table(membership.members).special.values()
+    return {member.name: member.pause.since for member in special if member.pause and member.present}

@@ -1,6 +1,6 @@
-"""Updates of membership: a batch of events gives one new membership and an answer for each query.
+"""Updates of membership by a batch of events, and by Serf's member list: events are hints, and the list is the truth.
 
-`pauses` decides the order of commands.
+A batch gives one new membership and an answer for each query. `pauses` decides the order of commands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from lbagent.membership.model import (
     FAILED,
     FORGET_AFTER,
     LEFT,
+    LOST,
     MEMBERS_LIMIT,
     PRESENT,
     QUARANTINE_LENGTH,
@@ -27,10 +28,19 @@ from lbagent.membership.model import (
     PauseCommand,
     as_table,
     find_member,
+    find_members_in_any_case,
 )
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, canonical_address, role_names
+from lbagent.roles.model import Roles
 from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
+from lbagent.serf.member_list import ListedMember, MemberList
 from lbagent.serf.raw_event import RawEvent
+
+CONFIRM_AFTER = 30
+"""Minimum seconds between two syncs that both lack a node before it is lost. A list may lack nodes during gossip."""
+
+_STATUSES = {"alive": ALIVE, "leaving": ALIVE, "failed": FAILED, "left": LEFT}
+"""A node that is leaving serves until Serf lists it as `left`."""
 
 DONE = "done"
 """The only answer that confirms a command: HAProxy is running the new configuration."""
@@ -260,6 +270,8 @@ def apply_command(draft: MembershipDraft, command: Command, raw: RawEvent, serf_
     # Search the draft: the member-join may be part of the same batch.
     member = find_member(draft.members, command.name, command.address)
     if member is None:
+        if why := _explain_ambiguous(draft, command):
+            return _refuse(draft, command, why)
         return UNKNOWN_NODE["forget"] if command.verb == "forget" else _remember_unknown(draft, command, raw)
     if command.verb == "forget" and member.status == UNKNOWN and member.pause is None:
         return UNKNOWN_NODE["forget"]
@@ -322,10 +334,7 @@ def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -
     # A name that is an address means the host with that address, whatever its name will be.
     address = command.address or canonical_address(command.name) or ""
     if why := _explain_not_remembered(draft, command, address):
-        if command.verb == "resume":
-            return UNKNOWN_NODE["resume"]
-        draft.warnings.append(f"pause of {command.name[:80]!r}: {why}")
-        return f"refused: {why}"
+        return UNKNOWN_NODE["resume"] if command.verb == "resume" else _refuse(draft, command, why)
     now = raw.at // 1000
     position = draft.clocks.place(command, raw.self_name, now)
     pause_command = PauseCommand(command.digest, command.verb == "pause", command.until, at=now)
@@ -336,10 +345,24 @@ def _remember_unknown(draft: MembershipDraft, command: Command, raw: RawEvent) -
     return UNKNOWN_NODE[command.verb]
 
 
+def _refuse(draft: MembershipDraft, command: Command, why: str) -> str:
+    draft.warnings.append(f"{command.verb} of {command.name[:80]!r}: {why}")
+    return f"refused: {why}"
+
+
+def _explain_ambiguous(draft: MembershipDraft, command: Command) -> str | None:
+    """Return which members the command may mean; None where it means none."""
+    alike = [one.name for one in find_members_in_any_case(draft.members, command.name) if one.status != UNKNOWN]
+    if alike:
+        names = f"{', '.join(sorted(alike)[:3])}{', …' if len(alike) > 3 else ''}"  # noqa: PLR2004
+        return f"{len(alike)} nodes have this name in another case: {names}; use the exact name"
+    address = command.address or canonical_address(command.name)
+    count = sum(one.address == address and one.present for one in draft.members.values()) if address else 0
+    return f"{count} nodes have the address {address}; use the name of one of them" if count else None
+
+
 def _explain_not_remembered(draft: MembershipDraft, command: Command, address: str) -> str | None:
     """Return why a command for an unknown node cannot be remembered; None where it can."""
-    if address and (count := sum(one.address == address and one.present for one in draft.members.values())):
-        return f"{count} nodes have the address {address}: name one of them"
     if not NAME.fullmatch(command.name):
         return f"no node has the address {address}" if address else "invalid node name"
     full = draft.is_full_of_unknown(paused=command.verb == "pause")
@@ -409,3 +432,70 @@ def _drop_expired_of(member: Member, now: int) -> Member:
     if pause is member.pause and quarantine is member.quarantine:
         return member
     return member._replace(pause=pause, quarantine=quarantine)
+
+
+def lists_no_known_role(listing: MemberList, myself: str, roles: Roles) -> bool:
+    """Return whether the list has no node of a role that serves. An agent that has just started lists only itself."""
+    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    return not any(not serving.isdisjoint(role_names(one.role)) for one in listing.members if one.name != myself)
+
+
+def has_no_serving_member(membership: Membership, roles: Roles) -> bool:
+    """Return whether no present member has a role that serves, as on a load balancer of a new cluster."""
+    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    columns = as_table(membership.members).columns
+    return not any(
+        role in serving and status in PRESENT for role, status in zip(columns.roles, columns.statuses, strict=True)
+    )
+
+
+def merge_member_list(
+    membership: Membership, listing: MemberList, myself: str, now: int, *, force: bool
+) -> UpdateResult:
+    """Return `membership` with the list that the load balancer `myself` read at `now` (epoch seconds).
+
+    A present member that is not in the list is lost when a list at least CONFIRM_AFTER seconds earlier lacked it too,
+    or with `force`.
+    """
+    draft = MembershipDraft(membership)
+    others = [one for one in listing.members if one.name != myself]
+    for kind, lines in _build_event_lines(draft, others).items():
+        apply_member_event(draft, MemberEvent(kind, tuple(lines), (), exact=True), now)
+    draft.add_cause("no longer listed by Serf:", _mark_lost(draft, listing, now, force=force))
+    causes = tuple(f"sync: {cause}" for cause in draft.causes)
+    return UpdateResult(draft.membership, {}, causes, draft.all_warnings)
+
+
+def _build_event_lines(draft: MembershipDraft, listed: list[ListedMember]) -> dict[str, list[MemberLine]]:
+    """Return the listed members by the kind of event that would have reported them."""
+    lines: dict[str, list[MemberLine]] = {
+        "member-leave": [],
+        "member-failed": [],
+        "member-join": [],
+        "member-update": [],
+    }
+    for one in listed:
+        known, status = draft.members.get(one.name), _STATUSES.get(one.status)
+        line = MemberLine(one.name, one.address, one.role, dict(one.tags))
+        if status == LEFT:
+            lines["member-leave"].append(line)
+        elif status == FAILED and (known is None or known.status != LEFT):
+            # A node that left, or was forgotten, does not return by failing.
+            lines["member-failed"].append(line)
+        elif status == ALIVE:
+            lines["member-update" if known and known.present else "member-join"].append(line)
+    return lines
+
+
+def _mark_lost(draft: MembershipDraft, listing: MemberList, now: int, *, force: bool) -> list[str]:
+    """Mark the members as lost that were missing for long enough. Returns their names."""
+    members = as_table(draft.membership.members)
+    present = (
+        name for name, status in zip(members.columns.names, members.columns.statuses, strict=True) if status in PRESENT
+    )
+    missed = {name: min(draft.missed.get(name, now), now) for name in present if name not in listing.names}
+    gone = [name for name, since in missed.items() if force or since + CONFIRM_AFTER <= now]
+    for name in gone:
+        draft.members.put(members[name]._replace(status=LOST, changed=now))
+    draft.missed = {name: since for name, since in missed.items() if name not in gone}
+    return gone

@@ -2,19 +2,19 @@
 
 `decide_server` has every reason why a node gets no line at a marker. `decide_line` has every reason why a present line
 is kept, replaced or removed. `explain_no_server` has the reasons why a node is not desired at any marker.
+`Conflicts` has the names and endpoints that are in use in a proxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Self
 
-from lbagent.haproxy.config import ManagedLine, Proxy
+from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
 from lbagent.haproxy.server_line import drain_line, format_paused_line, undrain_line
 from lbagent.membership.model import LEFT, LOST, UNKNOWN, Member
 from lbagent.names import NAME, role_names
-from lbagent.planning.conflicts import Conflicts
 from lbagent.planning.desired import UNKNOWN_TAGS, DesiredServer, DesiredServers, MarkerServers
 from lbagent.planning.lines import ProxyLines, replace_address
 from lbagent.roles.model import Pair, Roles
@@ -283,3 +283,101 @@ def explain_no_server(member: Member, roles: Roles, middles: Container[str]) -> 
     if not pairs:
         return "its role has no service"
     return "" if any(pair.middle in middles for pair in pairs) else "haproxy.cfg has no marker of its role"
+
+
+class Conflicts:
+    """The names and endpoints in use in one proxy.
+
+    Two lines of which HAProxy never reads both, as in `.if` and `.else`, do not compete.
+    """
+
+    def __init__(self, document: Document, proxy: Proxy) -> None:
+        """At first only operator's lines have names and endpoints."""
+        self._document, self._proxy = document, proxy
+        self._operator_names: dict[str, list[OperatorServer]] = {}
+        """Operator's lines by name in lower case."""
+        self._operator_endpoints: dict[str, list[OperatorServer]] = {}
+        for line in proxy.operator_servers:
+            self._operator_names.setdefault(line.name.lower(), []).append(line)
+            self._operator_endpoints.setdefault(line.endpoint, []).append(line)
+        self.has_operator_lines = bool(proxy.operator_servers or proxy.templates)
+        self._endpoints: dict[str, list[tuple[str, int]]] = {}
+        """Managed servers by endpoint, each with a line number that shows its branch of `.if`."""
+        self._names: dict[str, list[int]] = {}
+        """Line numbers of the managed servers, by name; without those of quarantined nodes."""
+        self.adopted: dict[int, str] = {}
+        """The nodes of operator's lines that become managed, by line number."""
+
+    def adopt_lines(
+        self,
+        desired: Sequence[Sequence[DesiredServer]],
+        name_server: Callable[[str, int], str],
+        is_excluded: Callable[[str, int], bool],
+    ) -> None:
+        """Make operator's lines above a marker managed where they have the name or endpoint of a desired server.
+
+        Each node gets one line. A line with its name comes before a line with its endpoint only. `name_server` returns
+        the name of a node's server at a marker; `is_excluded` returns whether the node needs no line there.
+        """
+        for number, servers in enumerate(desired):
+            above = [line for line in self._proxy.operator_servers if line.marker == number]
+            for server in servers if above else ():
+                if is_excluded(server.node, number):
+                    continue
+                names = (server.node.lower(), name_server(server.node, number).lower())
+                left = [line for line in above if line.at not in self.adopted]
+                alike = [line for line in left if line.name.lower() in names]
+                alike += [line for line in left if line.endpoint == server.endpoint and line not in alike]
+                if alike:
+                    self.adopted[alike[0].at] = server.node
+
+    def merge_adopted(self, present: Sequence[ManagedLine], number: int) -> Sequence[ManagedLine | OperatorServer]:
+        """Return the managed lines of a marker and its adopted lines, in the order of the text."""
+        adopted = [line for line in self._proxy.operator_servers if line.at in self.adopted and line.marker == number]
+        return sorted([*present, *adopted], key=lambda line: line.at) if adopted else present
+
+    def assign(self, name: str, endpoint: str, at: int) -> None:
+        """Assign name and endpoint to a managed server in the branch of the line `at`."""
+        self._endpoints.setdefault(endpoint, []).append((name, at))
+        self._names.setdefault(name, []).append(at)
+
+    def reserve(self, lines: Iterable[ManagedLine]) -> None:
+        """Assign the endpoints of lines that stay unchanged whatever else is planned."""
+        for line in lines:
+            self._endpoints.setdefault(line.endpoint, []).append((line.name, line.at))
+
+    def find_holder(self, endpoint: str, at: int) -> str | None:
+        """Return the managed server that has this endpoint, seen from the line `at`; None where none has."""
+        holders = self._endpoints.get(endpoint)
+        if holders is None:
+            return None
+        return next((name for name, other in holders if not self._document.are_exclusive(at, other)), None)
+
+    def find_operator_name(self, name: str, at: int) -> int | None:
+        """Return the operator's line that has this name (in any case), seen from the line `at`; None where none has."""
+        lines = self._operator_names.get(name.lower(), ())
+        templates = (one for one in self._proxy.templates if one.names(name))
+        return next((line.at for line in (*lines, *templates) if self._competes(line.at, at)), None)
+
+    def find_operator_endpoint(self, endpoint: str, at: int) -> int | None:
+        """Return the operator's line that has this endpoint, seen from the line `at`; None where none has."""
+        lines = self._operator_endpoints.get(endpoint, ())
+        templates = (one for one in self._proxy.templates if one.endpoint == endpoint)
+        return next((line.at for line in (*lines, *templates) if self._competes(line.at, at)), None)
+
+    def is_free(self, endpoint: str, at: int) -> bool:
+        """Return whether no other server has this endpoint, seen from the line `at`."""
+        operators = self._operator_endpoints.get(endpoint, ())
+        return self.find_holder(endpoint, at) is None and not any(self._competes(line.at, at) for line in operators)
+
+    def is_replaced(self, line: ManagedLine) -> bool:
+        """Return whether another server has the name or endpoint of the line now: its removal loses nothing."""
+        if self.find_operator_name(line.name, line.at) is not None:
+            return True
+        if any(not self._document.are_exclusive(line.at, at) for at in self._names.get(line.name, ())):
+            return True
+        return bool(line.endpoint) and not self.is_free(line.endpoint, line.at)
+
+    def _competes(self, operator_line: int, at: int) -> bool:
+        """Return whether an operator's line is not adopted, and HAProxy may read it together with the line `at`."""
+        return operator_line not in self.adopted and not self._document.are_exclusive(at, operator_line)

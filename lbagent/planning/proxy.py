@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, Edit, ManagedLine, OperatorServer, Proxy, find_endpoint, find_indentation
 from lbagent.haproxy.server_line import assign_stable_ids
-from lbagent.planning.conflicts import Conflicts
-from lbagent.planning.decisions import Action, Decisions, LineDecision, MissingMarkerNote, Refusal
+from lbagent.planning.decisions import Action, Conflicts, Decisions, LineDecision, MissingMarkerNote, Refusal
 from lbagent.planning.desired import DesiredServer, DesiredServers, MarkerServers
 from lbagent.planning.guard import Guard
 from lbagent.planning.lines import ProxyLines, replace_address, sort_by_name

@@ -26,7 +26,7 @@ from lbagent.roles.model import (
     Template,
     parse_port,
 )
-from lbagent.roles.yaml_nodes import Reader, find_nearest
+from lbagent.roles.yaml_text import Reader, find_nearest
 
 Schema = dict[str, object]
 

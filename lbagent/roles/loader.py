@@ -12,8 +12,7 @@ from lbagent.names import NAME, NAME_RULE, SERVICE, SERVICE_RULE
 from lbagent.roles import yaml_text
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS, Key
 from lbagent.roles.model import DEFAULT_OPTIONS, HaproxySettings, Pair, Role, Roles, Service, Template
-from lbagent.roles.yaml_nodes import Reader, find_nearest, is_nearly_equal
-from lbagent.roles.yaml_text import Mistake
+from lbagent.roles.yaml_text import Mistake, Reader, find_nearest, is_nearly_equal
 
 Items = Mapping[str, tuple[yaml.Node, yaml.Node]]
 """The YAML nodes of each key and its value, by key."""

@@ -14,31 +14,28 @@ import lbagent
 from lbagent.errors import Busy, LbagentError, RolesRefused, TryAgain
 from lbagent.haproxy import config_files
 from lbagent.haproxy.instance import Haproxy
-from lbagent.membership import storage
 from lbagent.membership.model import Membership, as_table
 from lbagent.membership.pauses import may_contain_replay, needs_serf_clocks
 from lbagent.membership.updates import UpdateResult, apply_events, drop_expired
 from lbagent.outcome import Outcome
 from lbagent.planning.lines import rebuild_membership
 from lbagent.planning.plan import Plan
-from lbagent.roles import cache
+from lbagent.roles import model
 from lbagent.roles.model import Roles
-from lbagent.run import exchange
+from lbagent.run import sync
 from lbagent.run.batch import Batch, peek_events
 from lbagent.run.recorder import Recorder
+from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions, Transaction
 from lbagent.serf import agent
 from lbagent.serf.events import Command, Event, parse_event
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
-from lbagent.state import lock
+from lbagent.state import lock, store
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
 from lbagent.state.store import Store
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log
-
-SyncMerge = Callable[[Membership, Roles], UpdateResult]
-"""Merges what a sync has fetched into membership, after all events. Raises TryAgain where Serf gives no list."""
 
 _ATTEMPTS = 5
 """Number of times a run is started while its lock keeps getting lost."""
@@ -77,12 +74,12 @@ class Engine:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            return cache.deserialize_roles(self.store.load_roles_cache(key))
+            return model.deserialize_roles(self.store.load_roles_cache(key))
         from lbagent.roles import loader  # noqa: PLC0415  # loads yaml, once per edit
 
         roles = loader.parse_roles(content, self._roles_path)
         if cache_result:
-            self.store.save_roles_cache(key, cache.serialize_roles(roles))
+            self.store.save_roles_cache(key, model.serialize_roles(roles))
         return roles
 
     def run(self, options: RunOptions, merge_sync: SyncMerge | None = None) -> Outcome:
@@ -183,11 +180,26 @@ class Engine:
             updated = merge_sync(updated.membership, roles)
         return drop_expired(updated.membership, int(time.time()))
 
+    def prepare_sync(self, log_line: Callable[[str], None], *, force: bool, record: bool = True) -> SyncMerge:
+        """Query the other load balancers; return what merges their answers and Serf's list, as `sync.prepare_sync`.
+
+        With `record`, peers.json is written.
+        """
+        store = self.store if record else None
+        return sync.prepare_sync(
+            self.load_roles,
+            lambda: self.preview_membership(self.load_roles()),
+            store,
+            self._log,
+            log_line,
+            force=force,
+        )
+
     def _load_or_repair(self, roles: Roles) -> tuple[Membership, bool]:
         """Return membership, and whether it had to be rebuilt. Raises OSError."""
         try:
             known = self.store.load_membership()
-        except storage.Damaged as error:
+        except store.Damaged as error:
             aside = self.store.set_damaged_aside()
             self._log.warning(f"members.json {error}; kept as {aside} and rebuilt from the managed lines")
             known = None
@@ -200,7 +212,7 @@ class Engine:
     def _load_or_rebuild(self, roles: Roles) -> Membership:
         try:
             known = self.store.load_membership()
-        except storage.Damaged:
+        except store.Damaged:
             known = None
         return known or _rebuild_membership(roles)
 
@@ -215,9 +227,9 @@ class Engine:
         unchanged = UpdateResult(before, {}, (), ())
         if not events or not (is_rebuilt or may_contain_replay(before, (event for _, event in events))):
             return unchanged
-        if not is_rebuilt and exchange.has_contact_since_start(before, self.paths):
+        if not is_rebuilt and sync.has_contact_since_start(before, self.paths):
             return unchanged
-        return exchange.merge_peer_pauses(before, self._log)
+        return sync.merge_peer_pauses(before, self._log)
 
     def _fetch_clocks(self, before: Membership, events: list[tuple[RawEvent, Event]]) -> Mapping[str, int]:
         return agent.fetch_clocks() if needs_serf_clocks(before, (event for _, event in events)) else {}

@@ -10,43 +10,44 @@ import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import lbagent
 from lbagent import metrics
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack, TryAgain
 from lbagent.haproxy import config_files
-from lbagent.membership.model import Membership
-from lbagent.membership.storage import Damaged
+from lbagent.membership.model import (
+    Membership,
+    count_paused,
+    count_quarantined,
+    count_statuses,
+    find_pause_starts,
+)
 from lbagent.metrics import INTERRUPTED, RELOAD_BOUNDS, RUN_BOUNDS, Last, PeerCounts
 from lbagent.outcome import Outcome, Verdict
-from lbagent.planning import services
+from lbagent.planning.lines import LinesByMarker, count_servers, list_managed_lines
 from lbagent.planning.plan import Plan
-from lbagent.roles.model import Pair, Roles
+from lbagent.roles.model import Roles
 from lbagent.run import batch, replies
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.state.lock import is_held, is_locked
 from lbagent.state.spool import Spool
-from lbagent.state.store import Store
+from lbagent.state.store import Damaged, Store
 from lbagent.system.log import Log, format_error
 
 _LENGTH_LIMIT = 1000
 """Characters of a message that are kept in last.json."""
 
 
-class CurrentConfig:
+class CurrentConfig(NamedTuple):
     """haproxy.cfg at the end of a run."""
 
-    __slots__ = ("digest", "lines", "texts")
-
-    def __init__(self, texts: tuple[str, ...], digest: str, lines: services.LinesByMarker) -> None:
-        """The texts of all files, and the digest and managed lines of them all."""
-        self.texts, self.digest, self.lines = texts, digest, lines
-
-    def count_servers(self, roles: Roles, membership: Membership) -> dict[Pair, dict[str, int]]:
-        """Return the number of servers by state, for every pair of roles.yml."""
-        return services.count_servers(self.lines, roles, membership)
+    texts: tuple[str, ...]
+    """The texts of all files."""
+    digest: str
+    """The digest of the managed lines in all of them."""
+    lines: LinesByMarker
 
 
 class Recorder:
@@ -135,7 +136,7 @@ class Recorder:
         if self.roles:
             with contextlib.suppress(OSError):
                 document = config_files.read_config(self.roles.haproxy).document
-                return CurrentConfig(document.texts, document.compute_digest(), services.list_managed_lines(document))
+                return CurrentConfig(document.texts, document.compute_digest(), list_managed_lines(document))
         return None
 
     def _make_last(self, error: BaseException | None, live: CurrentConfig | None) -> Last:
@@ -225,11 +226,11 @@ class Recorder:
         if membership is None:
             return numbers
         return numbers._replace(
-            servers=live.count_servers(self.roles, membership) if live and self.roles else None,
-            members=services.count_statuses(membership),
-            quarantined=services.count_quarantined(membership),
-            paused=services.count_paused(membership),
-            pauses=services.find_pause_starts(membership),
+            servers=count_servers(live.lines, self.roles, membership) if live and self.roles else None,
+            members=count_statuses(membership),
+            quarantined=count_quarantined(membership),
+            paused=count_paused(membership),
+            pauses=find_pause_starts(membership),
         )
 
     def _find_membership(self) -> Membership | None:

@@ -12,15 +12,15 @@ from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
-from lbagent.planning import services
 from lbagent.planning.decisions import Note, OperatorLineNote
 from lbagent.planning.desired import list_serving_ports
+from lbagent.planning.lines import ServingServers, find_unserved, format_last_server
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
 from lbagent.run.transaction import Transaction
 from lbagent.serf.events import Command
 from lbagent.system.log import format_error
-from lbagent.system.sockets import count_connections
+from lbagent.system.processes import count_connections
 
 QUEUED = "queued"
 """Stored, and not applied yet."""
@@ -147,9 +147,9 @@ def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: T
     count = count_sessions(member, transaction.membership, roles, count_connections())
     notes = [format_open_sessions(count)] if count else []
     document = config_files.read_config(roles.haproxy).document
-    now = services.ServingServers(document, config_files.query_server_states(document))
-    if unserved := services.find_unserved(now, roles, transaction.membership, host_names):
-        notes.append(f"{services.LAST_SERVER_WARNING}{services.join_services(unserved)} serves")
+    now = ServingServers(document, config_files.query_server_states(document))
+    if unserved := find_unserved(now, roles, transaction.membership, host_names):
+        notes.append(format_last_server(unserved))
     return notes
 
 

@@ -20,11 +20,10 @@ from lbagent.haproxy.config import (
     split_server_line,
 )
 from lbagent.haproxy.config_files import ConfigSnapshot
-from lbagent.haproxy.inherited import find_inherited
-from lbagent.haproxy.instance import Haproxy, ReloadFailed
-from lbagent.haproxy.process import Worker
+from lbagent.haproxy.instance import Haproxy
+from lbagent.haproxy.reload import ReloadFailed
 from lbagent.haproxy.runtime import session
-from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities, find_inherited
 from lbagent.haproxy.runtime.servers import (
     LEFT_LIMIT,
     Admission,
@@ -33,7 +32,7 @@ from lbagent.haproxy.runtime.servers import (
     ServerChanges,
     format_stop_command,
 )
-from lbagent.haproxy.runtime.session import Session, SessionError
+from lbagent.haproxy.runtime.session import Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
@@ -406,15 +405,20 @@ class RuntimeChanges:
         self._session_cutters = find_session_cutters(document)
         self._changes = self._compare_servers(document, plan)
         leaving = {key: line for key, line in present.items() if key not in self._wanted}
-        endpoints = {(key[0], *split_server_line(line)[:2]) for key, line in self._wanted.items()}
-        self._renamed = {
-            key: line for key, line in leaving.items() if (key[0], *split_server_line(line)[:2]) in endpoints
-        }
+        self._renamed = self._find_renamed(leaving)
         known = present.keys() | self._in_maintenance.keys()
         pausing = {key: present.get(key, line) for key, line in self._draining.items() if key in known}
         self.withdrawn += self._withdraw(
             {key: line for key, line in leaving.items() if key not in self._renamed} | pausing
         )
+
+    def _find_renamed(self, leaving: Lines) -> Lines:
+        """Return those of the `leaving` servers whose address and port a wanted server of the proxy has."""
+        proxies = {proxy for proxy, _ in leaving}
+        endpoints = {
+            (proxy, *split_server_line(line)[:2]) for (proxy, _), line in self._wanted.items() if proxy in proxies
+        }
+        return {key: line for key, line in leaving.items() if (key[0], *split_server_line(line)[:2]) in endpoints}
 
     def _compare_servers(self, document: Document, plan: Plan) -> ServerChanges:
         """Return the changes from what the worker runs to `_wanted`, with those that need a reload."""
@@ -508,12 +512,7 @@ class RuntimeChanges:
 
     def find_differences(self) -> Mapping[Key, str]:
         """Return the differences between what the worker runs and the plan. Raises SessionError."""
-        changes = self._changes
-        may_be_out = {
-            key
-            for key, line in self._wanted.items()
-            if changes and (changes.is_disabled(key, line) or changes.has_agent(key, line))
-        }
+        may_be_out = self._changes.find_possibly_disabled(self._wanted) if self._changes else ()
         return find_differences(self._session.fetch_states(), self._wanted, self._in_maintenance, may_be_out)
 
     def find_lasting_differences(self) -> Mapping[Key, str]:

@@ -12,7 +12,8 @@ from lbagent.haproxy import config, config_files
 from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.instance import Haproxy
-from lbagent.haproxy.process import RunningHaproxy, Worker
+from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.runtime.session import Worker
 from lbagent.haproxy.server_line import is_drained
 from lbagent.membership.model import Membership
 from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_quarantined

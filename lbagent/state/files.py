@@ -63,15 +63,14 @@ def is_unchanged(target: Target) -> bool:
 def stage_text(target: Target, content: bytes) -> Iterator[str]:
     """Write `content` to a staged file beside `target`, with its owner, mode and xattrs.
 
-    Yields the path of the staged file and removes it at the end. Raises OSError.
+    Yields the path of the staged file and removes it at the end. Raises OSError, or lock.LockLost if another process
+    may write by now: the staged file there may be the one of that process.
     """
     path = target.hidden_path("staged")
-    _remove_if_present(path)
-    try:
+    # Mode 0600 until owner and mode are set: haproxy.cfg may contain passwords.
+    with _create_file(path, 0o600):
         _write_staged(target.path, path, content)
         yield path
-    finally:
-        _remove_if_present(path)
 
 
 def swap_files(path: str, target: Target, *, keep: bool) -> bool:
@@ -103,7 +102,11 @@ def swap_files(path: str, target: Target, *, keep: bool) -> bool:
 
 
 def remove_stale_stages(target: Target) -> None:
-    """Clean up after a run that was killed: remove staged files, keep a replaced original as `previous`."""
+    """Clean up after a run that was killed: remove staged files, keep a replaced original as `previous`.
+
+    Raises lock.LockLost if another process may write by now.
+    """
+    lock.check_all_locks()
     old = target.hidden_path("old")
     with contextlib.suppress(OSError):
         if not os.path.samefile(old, target.path):
@@ -119,9 +122,8 @@ def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool 
     Raises OSError or lock.LockLost; the old file stays then.
     """
     fresh = f"{path}.new"
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with _name_file_in_errors(fresh), open(descriptor, "wb") as file:
+    with _create_file(fresh, mode):
+        with _name_file_in_errors(fresh), open(fresh, "wb") as file:
             file.write(content)
             file.flush()
             if durable:
@@ -130,10 +132,6 @@ def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool 
                 os.fchmod(file.fileno(), mode)
         lock.check_all_locks()
         os.rename(fresh, path)
-    except (OSError, lock.LockLost):
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise
     if durable:
         sync_folder(os.path.dirname(path))
 
@@ -224,10 +222,27 @@ def _read_content(path: str) -> bytes:
         return untrusted_files.read_whole_file(path)
 
 
+@contextlib.contextmanager
+def _create_file(path: str, mode: int) -> Iterator[None]:
+    """Create an empty file, in place of a stale one, and remove it at the end if it is still at `path`.
+
+    A process that took over a lost lock may have its own file there by then. Raises OSError or lock.LockLost.
+    """
+    lock.check_all_locks()
+    _remove_if_present(path)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode))
+    own = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # an open file keeps its inode number
+    try:
+        yield
+    finally:
+        if lock.is_same_file(path, own):
+            _remove_if_present(path)
+        os.close(own)
+
+
 def _write_staged(original: str, path: str, content: bytes) -> None:
     found = os.stat(original)
-    # Mode 0600 until owner and mode are set: haproxy.cfg may contain passwords.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with _name_file_in_errors(path), open(descriptor, "wb") as file:
         file.write(content)
         file.flush()

@@ -57,7 +57,7 @@ def check_lock(path: str) -> None:
     Does nothing if this process does not hold it. Raises OSError where the file cannot be examined.
     """
     descriptor = _ACQUIRED.get(path)
-    if descriptor is not None and not _is_same_file(path, descriptor):
+    if descriptor is not None and not is_same_file(path, descriptor):
         raise LockLost(f"{path}: the lock file was removed or replaced during a run; another run may have started")
 
 
@@ -104,6 +104,16 @@ def may_lock(path: str) -> bool:
     return os.access(path if os.path.exists(path) else folder, os.W_OK) or not os.path.exists(folder)
 
 
+def is_same_file(path: str, descriptor: int) -> bool:
+    """Return whether the file at `path` is the open one. Raises OSError if the disk reports an error."""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    opened = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+
+
 def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
     """Return a descriptor that holds the lock; None if another process held it for `wait` seconds."""
     deadline = time.monotonic() + wait
@@ -112,7 +122,7 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             acquired = _try_flock(descriptor)
-            if acquired and _is_same_file(path, descriptor):
+            if acquired and is_same_file(path, descriptor):
                 kept, descriptor = descriptor, -1
                 return kept
         finally:
@@ -123,16 +133,6 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
             if time.monotonic() >= deadline or unless():
                 return None
             time.sleep(_STEP)
-
-
-def _is_same_file(path: str, descriptor: int) -> bool:
-    """Return whether the file at `path` is the open one. Raises OSError where the disk does not tell."""
-    try:
-        there = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    opened = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def list_holders(path: str) -> list[int]:

@@ -183,7 +183,7 @@ class Spool:
 
 
 def _judge_error(error: OSError) -> str:
-    """Return why a file that gives this error is not a record. Raises the error if it says nothing about the file."""
+    """Return why a file that gives this error is not a record. Raises the error if its cause may pass."""
     if error.errno in _PASSING:
         raise error
     return f"cannot be read ({error.strerror})"

@@ -1,6 +1,7 @@
 """Log to stderr, and once to the journal or syslog.
 
-Serf logs the output of a handler only at its DEBUG level, so stderr alone would be lost.
+Serf logs the output of a handler only at its DEBUG level, so stderr alone would be lost. The daemon logs an error that
+lasts for hours once, then as a count.
 """
 
 from __future__ import annotations
@@ -8,11 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import syslog
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from lbagent.system.repeats import Repeats  # loads `re`, which a handler that stores an event does not need
+QUIET_FOR = 900.0
+"""Seconds without a repetition after which a line counts as new."""
+
+_COUNT_EVERY = 3600.0
+"""Seconds between two counts of a line that keeps repeating."""
+
+_VARYING_NUMBERS = r"\b(in|for|after|pid|worker|master) [0-9]+(?:\.[0-9]+)?\b"
+"""Numbers that vary between lines of the same meaning."""
+
+_KNOWN_LINES = 1000
+"""Maximum number of lines remembered; above it, all are forgotten."""
 
 _JOURNAL = "/run/systemd/journal/socket"
 
@@ -117,3 +127,42 @@ def _send_to_journal(priority: int, line: str, fields: dict[str, str]) -> bool:
     except OSError:
         return False
     return True
+
+
+class _Repeated:
+    """One line: when it last occurred and was last logged, and how often it was suppressed since."""
+
+    def __init__(self, now: float) -> None:
+        self.last = self.logged = now
+        self.count = 0
+
+
+class Repeats:
+    """Remembers the lines of the last minutes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start without any line; `clock` returns seconds."""
+        self._clock = clock
+        self._lines: dict[str, _Repeated] = {}
+
+    def next_line(self, words: str) -> str | None:
+        """Return the line to log for `words`: itself the first time, then None, and once an hour a count."""
+        import re  # noqa: PLC0415  # a handler that stores an event does not need it
+
+        now, key = self._clock(), re.sub(_VARYING_NUMBERS, r"\1 #", words)
+        known = self._lines.get(key)
+        if known is None or now - known.last > QUIET_FOR:
+            if len(self._lines) >= _KNOWN_LINES:
+                self._lines.clear()
+            self._lines[key] = _Repeated(now)
+            return words
+        known.last, known.count = now, known.count + 1
+        if now - known.logged < _COUNT_EVERY:
+            return None
+        minutes, count = round((now - known.logged) / 60), known.count
+        known.logged, known.count = now, 0
+        return f"{words} (repeated {count} times in the last {minutes} minutes)"
+
+    def forget(self) -> None:
+        """Forget all lines: the error is over."""
+        self._lines.clear()

@@ -24,8 +24,8 @@ from lbagent.names import NAME
 from lbagent.serf.events import QUERIES
 from lbagent.system.log import Log, format_error
 from lbagent.web import access, orders
+from lbagent.web.model import Daemon, OtherBalancer, Snapshot
 from lbagent.web.pages import FOLDER, Pages, Viewer, select_entries
-from lbagent.web.source import Daemon, OtherBalancer, Snapshot
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.checks import haproxy_config
+from lbagent.checks import haproxy
 from lbagent.haproxy.config import Document
 from tests.checks.helpers import list_lines, list_problems
 from tests.helpers.builders import dedent
@@ -34,10 +34,10 @@ CFG = """
 
 def check(text: str, *, master: bool = True) -> list[str]:
     """Return the findings about the sections of a haproxy.cfg."""
-    found = haproxy_config.read_sections(Document([("haproxy.cfg", dedent(text))]))
+    found = haproxy.read_sections(Document([("haproxy.cfg", dedent(text))]))
     document = Document([("haproxy.cfg", dedent(text))])
     in_markers = frozenset(str(proxy) for proxy in document.proxies if proxy.markers)
-    return list_lines(haproxy_config.check_sections(found, "haproxy.cfg", in_markers, has_master=master))
+    return list_lines(haproxy.check_sections(found, "haproxy.cfg", in_markers, has_master=master))
 
 
 def test_a_complete_haproxy_cfg_is_ok() -> None:
@@ -177,7 +177,7 @@ def test_a_proxy_inherits_from_the_defaults_that_it_names() -> None:
             bind :82
             option idle-close-on-response
     """
-    found = haproxy_config.read_sections(Document([("a.cfg", dedent(text))]))
+    found = haproxy.read_sections(Document([("a.cfg", dedent(text))]))
 
     assert [str(section) for section in found] == [
         "defaults fine",
@@ -189,7 +189,7 @@ def test_a_proxy_inherits_from_the_defaults_that_it_names() -> None:
     ]
     assert [
         line
-        for line in list_problems(haproxy_config.check_sections(found, "a.cfg", frozenset(), has_master=True))
+        for line in list_problems(haproxy.check_sections(found, "a.cfg", frozenset(), has_master=True))
         if " timeouts: " in line or " idle-close: " in line
     ] == [
         f"warning timeouts: a.cfg:10: no `timeout {name}` in listen two; {EFFECTS[name]}; add `timeout {name}` to it or its defaults"
@@ -198,7 +198,7 @@ def test_a_proxy_inherits_from_the_defaults_that_it_names() -> None:
 
 
 def test_defaults_inherit_from_the_defaults_that_they_name() -> None:
-    found = haproxy_config.read_sections(
+    found = haproxy.read_sections(
         Document([("a", "defaults a\n    mode http\ndefaults from a\nlisten x\n    bind :80\n")])
     )
 
@@ -206,12 +206,12 @@ def test_defaults_inherit_from_the_defaults_that_they_name() -> None:
 
 
 def test_lines_are_counted_in_each_file() -> None:
-    found = haproxy_config.read_sections(
+    found = haproxy.read_sections(
         Document([("a.cfg", "defaults\n    mode http\n"), ("b.cfg", "\nlisten x\n    bind :80\n")])
     )
 
     assert [(str(one), one.where) for one in found] == [("defaults", "a.cfg:1"), ("listen x", "b.cfg:2")]
-    problems = list_problems(haproxy_config.check_sections(found, "a.cfg", frozenset(), has_master=True))
+    problems = list_problems(haproxy.check_sections(found, "a.cfg", frozenset(), has_master=True))
     assert [line for line in problems if " idle-close: " in line] == [
         f"warning idle-close: b.cfg:2: {IDLE.format('listen x')}"
     ]
@@ -219,9 +219,9 @@ def test_lines_are_counted_in_each_file() -> None:
 
 @given(st.text(alphabet=st.sampled_from("abc \n\t#'\"\r\0globalistentimeoutdefaultsfrom1"), max_size=200))
 def test_any_text_can_be_checked(text: str) -> None:
-    found = haproxy_config.read_sections(Document([("a", text)]))
+    found = haproxy.read_sections(Document([("a", text)]))
 
-    assert list_lines(haproxy_config.check_sections(found, "a", frozenset(), has_master=False))
+    assert list_lines(haproxy.check_sections(found, "a", frozenset(), has_master=False))
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,12 @@ def test_any_text_can_be_checked(text: str) -> None:
     [("10", 10), ("10us", 0.01), ("10ms", 10), ("2s", 2000), ("1m", 60000), ("1h", 3600000), ("1d", 86400000), ("x", None), ("1w", None), ("", None)],
 )  # fmt: skip
 def test_a_time_without_a_unit_is_in_milliseconds(text: str, time: float | None) -> None:
-    assert haproxy_config.parse_milliseconds(text) == time
+    assert haproxy.parse_milliseconds(text) == time
 
 
 def test_while_haproxy_does_not_run_nothing_is_said_about_its_master() -> None:
     text = dedent(CFG).replace(" expose-fd listeners", "")
     document = Document([("haproxy.cfg", text)])
-    found = haproxy_config.check_sections(
-        haproxy_config.read_sections(document), "haproxy.cfg", frozenset(), has_master=None
-    )
+    found = haproxy.check_sections(haproxy.read_sections(document), "haproxy.cfg", frozenset(), has_master=None)
 
     assert [line for line in list_lines(found) if " hand-over: " in line] == []

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbagent.checks import managed_lines
-from lbagent.checks.managed_lines import PendingWork
+from lbagent.checks import markers
+from lbagent.checks.markers import PendingWork
 from lbagent.haproxy.config import Document
 from lbagent.membership.model import Membership
 from tests.checks.helpers import list_lines
@@ -28,7 +28,7 @@ def check(text: str, state: PendingWork = QUIET, membership: Membership | None =
     """Return the findings about the managed lines of a haproxy.cfg."""
     document = Document([("haproxy.cfg", text)])
     return list_lines(
-        managed_lines.check_managed_lines(
+        markers.check_managed_lines(
             document, plan_for(text, parse_roles_text(ROLES), membership or membership_of(member("web01"))), state
         )
     )
@@ -118,7 +118,7 @@ def test_two_servers_with_the_same_cookie_are_found(second: str, told: int) -> N
         f"    server web01.{one} 10.0.0.1:8{at} cookie {c} # lbagent role=web\n"
         for at, (one, c) in enumerate((("x", "a"), ("y", second)), 1)
     )
-    found = [one.line for one in managed_lines.check_cookies(Document([("a.cfg", f"listen l\n{''.join(lines)}")]))]
+    found = [one.line for one in markers.check_cookies(Document([("a.cfg", f"listen l\n{''.join(lines)}")]))]
 
     assert len(found) == told
     assert all(

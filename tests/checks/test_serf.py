@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lbagent.checks import serf
 from lbagent.checks.finding import Kind
-from lbagent.serf import agent_process
-from lbagent.serf.agent_process import File
+from lbagent.serf import agent
+from lbagent.serf.agent import File
 from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.serf.raw_event import RawEvent
 from tests.checks.helpers import list_lines, list_problems
@@ -264,7 +264,7 @@ def of_settings(without: str = "", argv: tuple[str, ...] = (), mode: int = 0o100
     table = {key: value for key, value in {**GOOD, **more}.items() if key != without}
     file = File("/etc/serf/lb.json", json.dumps(table).encode(), mode)
     words = ("serf", "agent", "-config-file=/etc/serf/lb.json", *argv)
-    return list_lines(serf.check_agent_settings(agent_process.merge_settings(words, [table]), [file], words))
+    return list_lines(serf.check_agent_settings(agent.merge_settings(words, [table]), [file], words))
 
 
 def test_settings_with_all_a_load_balancer_needs_are_ok() -> None:
@@ -326,7 +326,7 @@ def test_a_keyring_that_other_users_can_read_is_an_error() -> None:
 def test_an_agent_without_files_is_checked_by_its_command_line() -> None:
     words = ("serf", "agent", "-rejoin", "-replay", "-snapshot=/s", "-rpc-addr", "127.0.0.1:9")
 
-    assert list_lines(serf.check_agent_settings(agent_process.merge_settings(words, []), [], words)) == [
+    assert list_lines(serf.check_agent_settings(agent.merge_settings(words, []), [], words)) == [
         "ok replay: serf agent: after a restart the agent receives the events it has missed",
         'warning leave: serf agent: on SIGTERM the agent does not leave; the other load balancers count it as failed and wait for its answers; add `"leave_on_terminate": true`',
         'warning rpc: serf agent: every user of this host can control the agent through 127.0.0.1:9; set `"rpc_auth": "TOKEN"`, and start the agent with SERF_RPC_AUTH=TOKEN for its handlers',
@@ -340,7 +340,7 @@ def test_files_are_merged_in_order_then_the_command_line_and_lists_are_concatena
     ]
     argv = ("serf", "agent", "-event-handler", "three", "-rpc-addr=c:3")
 
-    assert agent_process.merge_settings(argv, files) == {
+    assert agent.merge_settings(argv, files) == {
         "rpc_addr": "c:3",
         "replay_on_join": True,
         "event_handlers": ["one", "two", "three"],
@@ -350,7 +350,7 @@ def test_files_are_merged_in_order_then_the_command_line_and_lists_are_concatena
 def test_only_options_are_options() -> None:
     argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s"]
 
-    assert agent_process.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
+    assert agent.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_only_options_are_options() -> None:
     ],
 )
 def test_an_invalid_file_is_reported_with_the_reason(content: bytes, found: object) -> None:
-    assert agent_process.parse_agent_file(File("f", content, 0)) == found
+    assert agent.parse_agent_file(File("f", content, 0)) == found
 
 
 JSON = st.recursive(
@@ -376,7 +376,7 @@ def test_any_settings_can_be_checked(table: dict[str, Any], words: list[str]) ->
     argv = ["serf", "agent", *words]
     file = File("f", json.dumps(table).encode(), 0o644)
 
-    lines = list_lines(serf.check_agent_settings(agent_process.merge_settings(argv, [table]), [file], argv))
+    lines = list_lines(serf.check_agent_settings(agent.merge_settings(argv, [table]), [file], argv))
 
     assert all(line.isprintable() for line in lines)
     assert {Kind.REPLAY, Kind.LEAVE, Kind.RPC} <= {line.split()[1].rstrip(":") for line in lines}

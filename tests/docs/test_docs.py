@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from lbagent.checks.finding import Kind
 from lbagent.errors import LbagentError
 from lbagent.roles import loader
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS
+from tests.helpers.real_programs import free_port
 
 HERE = Path(__file__).resolve().parent.parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -197,16 +197,19 @@ def test_the_serf_configuration_of_a_linux_server_is_accepted(tmp_path: Path) ->
     key = subprocess.run(["serf", "keygen"], capture_output=True, text=True, check=True).stdout.strip()
     settings |= {"encrypt_key": key, "retry_join": [], "snapshot_path": str(tmp_path / "snapshot")}
     (tmp_path / "serf.json").write_text(json.dumps(settings), encoding="utf-8")
-    where = ["-bind=127.0.0.79:27956", "-rpc-addr=127.0.0.79:27957"]
+    where = [f"-bind=127.0.0.79:{free_port()}", f"-rpc-addr=127.0.0.79:{free_port()}"]
     environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     command = ["serf", "agent", f"-config-file={tmp_path}/serf.json", *where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as agent:
-        time.sleep(0.5)
-        agent.terminate()
-        said = agent.communicate(timeout=20)[0]
+        assert agent.stdout
+        output = []
+        for line in agent.stdout:  # to the end if the agent refuses its configuration
+            output.append(line)
+            if "Serf agent running!" in line:
+                agent.terminate()
 
-    assert "Serf agent running!" in said
+    assert "Serf agent running!" in "".join(output)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

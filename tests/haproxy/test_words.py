@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from lbagent.errors import Refused
 from lbagent.haproxy import config as haproxy_config
 from lbagent.haproxy.config import Document, ServerTemplate
-from lbagent.haproxy.reader import evaluate_condition
-from lbagent.haproxy.words import Environment, split_words
+from lbagent.haproxy.reader import Environment, evaluate_condition, split_words
 from tests.helpers.builders import member, membership_of, parse_roles_text, plan_for
 from tests.helpers.real_programs import binaries, wait_until
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbagent.haproxy.config import Document, Key
-from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session as runtime_session
 from lbagent.haproxy.runtime.capabilities import find_capabilities
 from lbagent.haproxy.runtime.servers import Admission, KnownServers, ServerChanges
+from lbagent.haproxy.runtime.session import Worker
 from tests.helpers.real_programs import Haproxy, LoadBalancer, free_port
 from tests.helpers.recording_backend import CERTIFICATE, Recorder
 

@@ -159,9 +159,9 @@ def hide_haproxy() -> Iterator[list[str]]:
 
 
 def list_running(words: str) -> list[int]:
-    """Return the pids of processes with `words` in their command line that do not end within two seconds."""
+    """Return the pids of processes with `words` in their command line that do not end."""
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: not _running(words), 2)
+        wait_until(lambda: not _running(words))
     return _running(words)
 
 

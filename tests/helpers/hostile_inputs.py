@@ -29,7 +29,6 @@ from lbagent.errors import LbagentError
 from lbagent.haproxy import process, validation
 from lbagent.roles import loader
 from lbagent.run import queue
-from lbagent.run import sync as run_sync
 from lbagent.run.engine import Engine
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
@@ -227,9 +226,7 @@ class Lab:
     def sync(self) -> None:
         """Sync with the output of the `serf` program."""
         engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
-        self.check_action(
-            lambda: engine.run(RunOptions(), run_sync.prepare_sync(engine, self.log, lambda _: None, force=False))
-        )
+        self.check_action(lambda: engine.run(RunOptions(), engine.prepare_sync(lambda _: None, force=False)))
 
     def check_action(self, act: Callable[[], object]) -> None:
         """Run an action and check its effects."""

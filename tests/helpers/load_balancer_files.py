@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lbagent.membership import storage
 from lbagent.serf.raw_event import RECORD_LIMIT, read_handler_event
+from lbagent.state import store
 from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
 from tests.helpers.builders import managed_lines
@@ -67,7 +67,7 @@ class LoadBalancerFiles(NamedTuple):
     @property
     def members(self) -> dict[str, str]:
         """The statuses in members.json, by name."""
-        members = storage.parse_membership((self.state / "members.json").read_bytes()).members
+        members = store.parse_membership((self.state / "members.json").read_bytes()).members
         return {name: one.status for name, one in members.items()}
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from lbagent.haproxy.config import Document
-from lbagent.membership import model, pause_reports, sync, updates
+from lbagent.membership import model, peers, updates
 from lbagent.membership.model import Membership
 from lbagent.membership.updates import apply_events
 from lbagent.planning.lines import rebuild_membership
@@ -275,17 +275,15 @@ class Balancer:
         """Merge all reports of another load balancer."""
         after = ""
         while True:
-            page = pause_reports.parse_page(pause_reports.format_page(other.membership, after, ROOM, now))
+            page = peers.parse_page(peers.format_page(other.membership, after, ROOM, now))
             assert page is not None
             if page.reports:
-                self.membership = pause_reports.merge_reports(
-                    self.membership, page.reports, other.name, clocks, now
-                ).membership
+                self.membership = peers.merge_reports(self.membership, page.reports, other.name, clocks, now).membership
             if not page.more:
                 break
             after = page.reports[-1].name
         if page.is_complete:
-            self.membership = pause_reports.drop_rebuilt_pauses(self.membership)
+            self.membership = peers.drop_rebuilt_pauses(self.membership)
         self.model.merge(other.model)
 
 
@@ -499,7 +497,7 @@ class History:
         )
         listing = MemberList(listed, frozenset(self.cluster), ())
         for lb in self.dice.sample(self.lbs, len(self.lbs)):
-            lb.membership = sync.merge_member_list(lb.membership, listing, lb.name, self.now, force=True).membership
+            lb.membership = updates.merge_member_list(lb.membership, listing, lb.name, self.now, force=True).membership
             for node in lb.model.present - set(self.cluster):
                 lb.model.leave(node)
             for node, (address, _) in self.cluster.items():

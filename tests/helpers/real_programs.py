@@ -27,12 +27,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from lbagent.membership import storage
+from lbagent.state import store
 
 Value = TypeVar("Value")
 
-LBAGENT = Path(sys.executable).with_name("lbagent")
-"""The console script of the environment that runs the tests."""
+LBAGENT = Path(os.environ.get("LBAGENT_COMMAND") or Path(sys.executable).with_name("lbagent"))
+"""The program that the tests run: $LBAGENT_COMMAND, else the console script of the environment that runs the tests."""
 
 PATIENCE = 45.0  # seconds: longer than two of Serf's push/pulls (15 s with the profile of these agents)
 """Seconds that the tests wait for an expected state."""
@@ -358,7 +358,7 @@ class LoadBalancer:
     def members(self) -> dict[str, dict[str, Any]]:
         """Return the members in members.json as fields by name; empty while there is no file."""
         path = self.state / "members.json"
-        found = storage.parse_membership(path.read_bytes()).members if path.exists() else {}
+        found = store.parse_membership(path.read_bytes()).members if path.exists() else {}
         return {name: one._asdict() for name, one in found.items()}
 
     def served(self) -> dict[str, Any] | None:

@@ -1,7 +1,4 @@
-"""The part of the tests on every HAProxy version that `make test` runs; `make matrix` runs all of them.
-
-A module that sets `pytestmark = pytest.mark.sliced` multiplies its tests by HAProxy versions and by other parameters.
-"""
+"""The part of the tests with several HAProxy versions that `make test` runs; `make matrix` runs all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ ENOUGH = 4
 """From this number of combinations on, each runs with one version, and together they run with all versions."""
 
 
-def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequence[str]) -> set[int]:
+def choose_slice(cases: Sequence[tuple[Hashable, Hashable, str]], versions: Sequence[str], start: int = 0) -> set[int]:
     """Return the positions of the slice in `cases` of a module; a case is (test, other parameters, HAProxy version).
 
     Each test, with each combination of its other parameters, runs with one version or two: if two, with one of
-    the older half and one of the newer half of `versions`. The versions rotate, so that all are used.
+    the older half and one of the newer half of `versions`. The versions rotate from `start` on, so that all are used.
     """
     combinations: dict[Hashable, dict[Hashable, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
     for position, (test, others, version) in enumerate(cases):
         combinations[test][others].append((version, position))
     chosen: set[int] = set()
-    for turn, by_others in enumerate(combinations.values()):
+    for turn, by_others in enumerate(combinations.values(), start):
         for number, there in enumerate(by_others.values()):
             on: dict[str, list[int]] = defaultdict(list)
             for version, position in there:

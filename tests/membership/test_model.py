@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lbagent.membership import storage
 from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
+from lbagent.state import store
 from tests.helpers.builders import (
     NOW,
     drop_expired_of,
@@ -150,10 +150,10 @@ def test_clocks_and_applied_records_do_not_expire() -> None:
 def test_missed_members_are_stored() -> None:
     membership = membership_of(member("web01"))._replace(missed={"web01": NOW})
 
-    assert storage.parse_membership(storage.serialize_membership(membership)).missed == {"web01": NOW}
+    assert store.parse_membership(store.serialize_membership(membership)).missed == {"web01": NOW}
     assert (
-        storage.parse_membership(
-            storage.serialize_membership(membership).replace(b'"missed":{"web01":1700000000},', b"")
+        store.parse_membership(
+            store.serialize_membership(membership).replace(b'"missed":{"web01":1700000000},', b"")
         ).missed
         == {}
     )
@@ -172,18 +172,18 @@ def test_missed_members_are_stored() -> None:
     ],
 )
 def test_a_member_that_lbagent_never_writes_is_reported_as_damage(damage: dict[str, object]) -> None:
-    state = json.loads(storage.serialize_membership(membership_of(member("web01", tags={"weight": "5"}))))
+    state = json.loads(store.serialize_membership(membership_of(member("web01", tags={"weight": "5"}))))
     for key, value in damage.items():
         if key in state["members"]:
             state["members"][key] = [value]
         else:
             state["more"]["web01"][key] = value
 
-    with pytest.raises(storage.Damaged):
-        storage.parse_membership(json.dumps(state).encode())
+    with pytest.raises(store.Damaged):
+        store.parse_membership(json.dumps(state).encode())
 
 
 def test_an_unknown_node_may_have_no_address() -> None:
     waiting = membership_of(member("web01", "", status=UNKNOWN, pause=Pause(NOW, "me")))
 
-    assert storage.parse_membership(storage.serialize_membership(waiting)).members["web01"] == waiting.members["web01"]
+    assert store.parse_membership(store.serialize_membership(waiting)).members["web01"] == waiting.members["web01"]

@@ -52,7 +52,10 @@ FOUND = {
 }
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FOUND)
 def test_histories_that_once_failed_pass(name: str) -> None:
-    for seed in range(HISTORIES):
-        assert History(seed, FOUND[name]).run(12).agrees, seed
+    failed = [seed for seed in range(HISTORIES) if not History(seed, FOUND[name]).run(12).agrees]
+    print(f"{name}: {HISTORIES} histories, {len(failed)} fail")
+
+    assert failed[:3] == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.membership import pause_reports
+from lbagent.membership import peers
 from lbagent.membership.model import (
     ALIVE,
     FORGET_AFTER,
@@ -19,7 +19,7 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
 )
-from lbagent.membership.pause_reports import digest_reports, drop_rebuilt_pauses, format_page, merge_reports, parse_page
+from lbagent.membership.peers import digest_reports, drop_rebuilt_pauses, format_page, merge_reports, parse_page
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import (
     NOW,
@@ -43,7 +43,7 @@ def hearing(*raws: RawEvent) -> Membership:
     return updated_membership(membership_of(member("web01"), member("web02", "10.0.0.2")), *raws)
 
 
-def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = pause_reports.VERSION) -> Membership:
+def learning(mine: Membership, theirs: Membership, now: int = NOW, version: int = peers.VERSION) -> Membership:
     """Return `mine` merged with all reports of `theirs`."""
     after, more = "", True
     while more:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.membership import storage
 from lbagent.membership.model import FAILED, LEFT, Membership, Pause, Quarantine
 from lbagent.serf.events import Command, parse_event
 from lbagent.serf.raw_event import RawEvent
+from lbagent.state import store
 from tests.helpers.builders import (
     NOW,
     command_event,
@@ -81,7 +81,7 @@ OLDER = {
 
 
 def test_membership_survives_members_json_unchanged() -> None:
-    found = storage.parse_membership(storage.serialize_membership(KNOWN))
+    found = store.parse_membership(store.serialize_membership(KNOWN))
 
     assert found == KNOWN
     assert found.members["web01"].pause == Pause(NOW, "user event", "patches", NOW + 60)
@@ -97,7 +97,7 @@ def digest(raw: RawEvent) -> str:
 def test_a_file_of_an_older_version_is_read_and_decides_as_before() -> None:
     ended, resumed = command_event("pause", "web3 for=1h", 6), command_event("resume", "web2", 3, "query")
     text = json.dumps(OLDER).replace("22222222", digest(ended)).replace("11111111", digest(resumed))
-    found = storage.parse_membership(text.encode())
+    found = store.parse_membership(text.encode())
 
     assert paused_names(found) == ["web2", "web4"]
     # The pause of web3 had ended: a replay at its LTime does not revive it. That of web2 came after the resume.
@@ -107,7 +107,7 @@ def test_a_file_of_an_older_version_is_read_and_decides_as_before() -> None:
 
 
 def test_an_older_version_can_read_the_file() -> None:
-    state = json.loads(storage.serialize_membership(KNOWN))
+    state = json.loads(store.serialize_membership(KNOWN))
 
     [row] = state["more"]["web01"]["ltimes"].values()
     assert {key: row[key] for key in ("ltime", "paused")} == {"ltime": 5, "paused": True}
@@ -116,7 +116,7 @@ def test_an_older_version_can_read_the_file() -> None:
 
 def changed(path: str, value: object) -> bytes:
     """members.json with another value at `path`."""
-    state = json.loads(storage.serialize_membership(KNOWN))
+    state = json.loads(store.serialize_membership(KNOWN))
     *folders, last = path.split("/")
     at: Any = state
     for name in folders:
@@ -164,8 +164,8 @@ MUST: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in MUST.items() for value in values])
 def test_a_value_that_lbagent_never_writes_is_reported_as_damage(path: str, value: object) -> None:
-    with pytest.raises(storage.Damaged):
-        storage.parse_membership(changed(path, value))
+    with pytest.raises(store.Damaged):
+        store.parse_membership(changed(path, value))
 
 
 PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version", "members"}))
@@ -174,15 +174,13 @@ PATHS = st.sampled_from(sorted({*MUST, "more/web02/tags", "more/web03", "version
 @given(PATHS, st.sampled_from(JUNK))
 def test_any_wrong_value_is_damage_or_harmless(path: str, value: object) -> None:
     try:
-        found = (
-            storage.parse_membership(changed(path, value)) if path != "more/web03" else storage.parse_membership(b"")
-        )
-    except storage.Damaged:
+        found = store.parse_membership(changed(path, value)) if path != "more/web03" else store.parse_membership(b"")
+    except store.Damaged:
         return
     work(found)
 
 
-SOUND = storage.serialize_membership(KNOWN)
+SOUND = store.serialize_membership(KNOWN)
 
 
 @given(
@@ -195,8 +193,8 @@ def test_a_few_wrong_bytes_are_damage_or_harmless(wrong: list[tuple[int, int]]) 
     for at, byte in wrong:
         content[at] = byte
     try:
-        found = storage.parse_membership(bytes(content))
-    except storage.Damaged:
+        found = store.parse_membership(bytes(content))
+    except store.Damaged:
         return
     work(found)
 
@@ -209,20 +207,20 @@ def work(membership: Membership) -> None:
         command_event("pause", "web02 for=1h", 9),
         command_event("resume", "web03", 9),
     )
-    assert storage.parse_membership(storage.serialize_membership(drop_expired_of(after, NOW))) == drop_expired_of(
+    assert store.parse_membership(store.serialize_membership(drop_expired_of(after, NOW))) == drop_expired_of(
         after, NOW
     )
 
 
 def test_the_undamaged_text_is_valid() -> None:
-    assert storage.parse_membership(SOUND) == KNOWN
+    assert store.parse_membership(SOUND) == KNOWN
 
 
 @pytest.mark.parametrize("value", [{}, [], None, 0, False])
 def test_an_address_that_is_not_text_is_damage_even_where_it_is_false(value: object) -> None:
-    found = json.loads(storage.serialize_membership(KNOWN))
+    found = json.loads(store.serialize_membership(KNOWN))
     assert "" in found["members"]["address"]
     found["members"]["address"][found["members"]["name"].index("web04")] = value
 
-    with pytest.raises(storage.Damaged):
-        storage.parse_membership(json.dumps(found).encode())
+    with pytest.raises(store.Damaged):
+        store.parse_membership(json.dumps(found).encode())

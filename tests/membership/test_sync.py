@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
-from lbagent.membership.sync import CONFIRM_AFTER, lists_no_known_role, merge_member_list
-from lbagent.membership.updates import UpdateResult
+from lbagent.membership.updates import CONFIRM_AFTER, UpdateResult, lists_no_known_role, merge_member_list
 from lbagent.serf.member_list import ListedMember, MemberList
 from tests.helpers.builders import (
     NOW,

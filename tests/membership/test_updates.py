@@ -630,15 +630,34 @@ def test_nodes_beyond_the_limit_are_reported_in_one_line() -> None:
     assert warning.startswith(f"node late0 and 2999 more: not added, as {MEMBERS_LIMIT} members are known; run ")
 
 
-def test_an_address_of_two_members_pauses_none_of_them() -> None:
+@pytest.mark.parametrize("verb", ["pause", "resume", "lbagent-forget"])
+def test_an_address_of_two_members_means_none_of_them(verb: str) -> None:
     before = membership_of(member("web01"), member("WEB-01"))
 
     done = update_membership(
-        before, command_event("pause", "10.0.0.1", 1, "query"), command_event("pause", "web99 10.0.0.1", 2, "query")
+        before, command_event(verb, "10.0.0.1", 1, "query"), command_event(verb, "web99 10.0.0.1", 2, "query")
     )
 
-    assert set(done.answers.values()) == {"refused: 2 nodes have the address 10.0.0.1: name one of them"}
+    assert set(done.answers.values()) == {"refused: 2 nodes have the address 10.0.0.1; use the name of one of them"}
     assert done.membership.members == before.members
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "lbagent-forget"])
+def test_a_name_that_two_members_have_in_another_case_is_refused(verb: str) -> None:
+    before = membership_of(member("web1"), member("Web1", "10.0.0.2"))
+
+    done = update_membership(before, command_event(verb, "WEB1", 1, "query"))
+
+    why = "2 nodes have this name in another case: Web1, web1; use the exact name"
+    assert list(done.answers.values()) == [f"refused: {why}"]
+    assert done.warnings == (f"{verb.removeprefix('lbagent-')} of 'WEB1': {why}",)
+    assert done.membership.members == before.members
+
+
+def test_a_name_in_another_case_means_the_present_member() -> None:
+    before = membership_of(member("Web1", status=LEFT), member("web1", "10.0.0.2"))
+
+    assert paused_names(updated_membership(before, command_event("pause", "WEB1", 1))) == ["web1"]
 
 
 def test_the_pause_tag_of_a_node_that_left_has_no_effect() -> None:
@@ -648,9 +667,8 @@ def test_the_pause_tag_of_a_node_that_left_has_no_effect() -> None:
 
 
 def test_a_name_known_from_a_command_does_not_hide_a_member() -> None:
-    before = updated_membership(
-        membership_of(member("web01"), member("WEB01", "10.0.0.2")), command_event("pause", "Web01", 1)
-    )
+    unknown = updated_membership(membership_of(), command_event("pause", "Web01", 1)).members["Web01"]
+    before = membership_of(member("web01"), member("WEB01", "10.0.0.2"), unknown)
 
     assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}
     assert paused_names(updated_membership(before, command_event("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.membership import storage, updates
+from lbagent.membership import updates
 from lbagent.membership.model import LEFT, LOST, REMOVALS_WINDOW, Member, Membership, Pause
 from lbagent.names import TAG_RULE
 from lbagent.planning import guard
 from lbagent.planning.plan import Plan, PlanOptions
 from lbagent.roles.model import Roles
+from lbagent.state import store
 from tests.helpers.builders import NOW, dedent, managed_lines, member, membership_of, parse_roles_text, plan_for
 from tests.helpers.load_balancer_files import build_files
 from tests.helpers.real_programs import LBAGENT
@@ -42,7 +43,7 @@ class Balancer:
     def run(self, seconds: int = 0, *, force: bool = False) -> Plan:
         """One run, `seconds` after NOW."""
         now = NOW + seconds
-        before = updates.drop_expired(storage.parse_membership(storage.serialize_membership(self.membership)), now)
+        before = updates.drop_expired(store.parse_membership(store.serialize_membership(self.membership)), now)
         plan = plan_for(self.text, self.roles, before, PlanOptions(force=force))
         self.membership = guard.remember_removals(before, plan.removals, now, force=force)
         self.text = plan.after[0]
@@ -203,19 +204,19 @@ def test_a_node_that_left_after_it_was_removed_does_not_count() -> None:
 
 
 def test_members_json_of_an_older_version_is_read() -> None:
-    state = json.loads(storage.serialize_membership(membership_of(*web(1))))
+    state = json.loads(store.serialize_membership(membership_of(*web(1))))
     del state["removals"]
 
-    assert storage.parse_membership(json.dumps(state).encode()).removals == {}
+    assert store.parse_membership(json.dumps(state).encode()).removals == {}
 
 
 @pytest.mark.parametrize("removals", [[], {"x": 1}, {"x": {"web1": "now"}}, {"x": {"web1": 1.5}}, "x"])
 def test_invalid_removals_in_members_json_are_damage(removals: object) -> None:
-    state = json.loads(storage.serialize_membership(membership_of(*web(1))))
+    state = json.loads(store.serialize_membership(membership_of(*web(1))))
     state["removals"] = removals
 
-    with pytest.raises(storage.Damaged):
-        storage.parse_membership(json.dumps(state).encode())
+    with pytest.raises(store.Damaged):
+        store.parse_membership(json.dumps(state).encode())
 
 
 # --- a tag that became invalid -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,27 @@ def test_of_200_nodes_that_join_at_once_none_is_lost(lb: LoadBalancer) -> None:
         assert haproxy.reloads() == (0, 0)
         assert [entry["outcome"] for entry in lb.history()] == ["applied"] * lb.checks
         assert (lb.list_spool(), lb.list_staged()) == ([], [])
+
+
+def test_a_lock_that_is_deleted_during_a_run_loses_no_node_and_fails_no_other_run(lb: LoadBalancer) -> None:
+    gates = lb.folder / "gate"
+    lb.count_checks(f"n=$(wc -l <{lb.folder}/checks); while [ ! -e {gates}$n ]; do sleep 0.01; done")
+    with Haproxy(lb) as haproxy, lb.start_handle("member-join", member_line("web1", "127.0.1.1")) as first:
+        wait_until(lambda: lb.checks == 1)
+        (lb.state / "lock").unlink()
+        with lb.start_handle("member-join", member_line("web2", "127.0.1.2")) as second:
+            wait_until(lambda: lb.checks == 2)
+            Path(f"{gates}1").touch()
+            assert first.stderr
+            assert b"the lock file was removed or replaced during a run" in first.stderr.readline()
+            assert len(lb.list_staged()) == 1  # the one of the second run
+            for number in (2, 3, 4):
+                Path(f"{gates}{number}").touch()
+            assert (second.communicate(), second.returncode, first.wait(60)) == ((b"", b""), 0, 0)
+
+        assert lb.managed == [lb.server("web1", "127.0.1.1"), lb.server("web2", "127.0.1.2")]
+        assert haproxy.find_serving() == set(haproxy.servers()) == {"web1", "web2"}
+        assert set(lb.members()) == {"web1", "web2"}
 
 
 def test_a_thousand_nodes_in_one_event_take_one_check_and_no_reload(lb: LoadBalancer) -> None:

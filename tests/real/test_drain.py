@@ -16,7 +16,7 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.server_line import drain_line, undrain_line
 from lbagent.membership.model import FAILED, Member
-from lbagent.planning import services as planning_services
+from lbagent.planning import lines as planning_services
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Pair
 from tests.helpers.builders import (

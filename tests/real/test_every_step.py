@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -43,7 +44,11 @@ from tests.helpers.steps import (
 ALL = bool(os.environ.get("LBAGENT_STEPS"))
 """Whether a fault is injected in every step."""
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(10_800 if ALL else 120)]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(10_800 if ALL else 120),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here"),
+]
 
 SAMPLE = 7
 """The number of faults of each change otherwise."""

@@ -24,7 +24,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.real, pytest.mark.sliced]
+pytestmark = pytest.mark.real
 
 WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.haproxy.runtime import health
+from lbagent.haproxy.runtime.state import parse_states
 from tests.helpers.real_programs import RELOADING, Backend, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
 WEB01, WEB02, WEB03 = (member_line(f"web0{number}", f"127.0.0.1{number}") for number in (1, 2, 3))
@@ -77,13 +77,13 @@ def test_a_server_state_file_is_written_before_the_reload(lb: LoadBalancer) -> N
         haproxy.send("set server lb-iis/web02 health down")
         haproxy.send("set server lb-iis/web01 weight 50%")
         lb.join(WEB03)
-        rows = health.parse_health(state.read_text())
+        rows = parse_states(state.read_text())
         lb.send_command("pause", "web02", 1)
         lb.send_command("resume", "web02", 2)
 
         assert {key[1]: row.down for key, row in rows.items()} == {"web01": False, "web02": True}
         assert haproxy.servers().keys() == {"web01", "web02", "web03"}
-        assert "web02" not in {key[1] for key in health.parse_health(state.read_text())}  # its address has changed
+        assert "web02" not in {key[1] for key in parse_states(state.read_text())}  # its address has changed
 
 
 @pytest.mark.real
@@ -97,8 +97,3 @@ def test_a_worker_started_by_another_process_is_not_changed(lb: LoadBalancer) ->
 
         assert lb.run("apply").returncode == 0
         assert haproxy.servers()["web01"].startswith("UP")
-
-
-@pytest.mark.parametrize("answer", ["", "2\n", "nonsense", "1\n# x\n1 2 3\n", "1\n" + " ".join(["x"] * 25) + "\n"])
-def test_a_damaged_answer_gives_no_states(answer: str) -> None:
-    assert health.parse_health(answer) == {}

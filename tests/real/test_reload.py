@@ -19,7 +19,7 @@ from lbagent.haproxy import process, reload
 from lbagent.system import processes
 from tests.helpers.real_programs import CONFIG, RELOADING, Haproxy, LoadBalancer, binaries, member_line, wait_until
 
-pytestmark = [pytest.mark.real, pytest.mark.sliced]
+pytestmark = pytest.mark.real
 
 WEB01, WEB02 = member_line("web01", "127.0.0.11"), member_line("web02", "127.0.0.12")
 

@@ -39,7 +39,7 @@ from tests.helpers.real_programs import (
 )
 from tests.helpers.recording_backend import Recorder
 
-pytestmark = [pytest.mark.real, pytest.mark.sliced]
+pytestmark = pytest.mark.real
 
 KEPT_ALIVE = CONFIG.replace("    option httpclose\n", "")
 TOLD = re.compile(r"applied to HAProxy \(worker \d+\) without a reload")

@@ -20,7 +20,7 @@ from tests.helpers.real_programs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.real, pytest.mark.sliced]
+pytestmark = pytest.mark.real
 
 SORRY = "503"
 """The answer of HAProxy without a server."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.serf.agent_process import find_running_agent
+from lbagent.serf.agent import find_running_agent
 from tests.helpers.real_programs import LBAGENT, LoadBalancer, binaries, clean_environment, wait_until
 
 pytestmark = [
@@ -119,7 +119,7 @@ def test_an_agent_in_another_network_namespace_is_not_the_one_that_check_looks_a
     one = Balancer("lb01", 7375, network, tmp_path)
     one.set_up("127.0.0.9", "127.0.0.10")
     monkeypatch.setenv("SERF_RPC_ADDR", "127.0.0.1:7375")
-    inside = "from lbagent.serf.agent_process import find_running_agent as find; print(find() is not None)"
+    inside = "from lbagent.serf.agent import find_running_agent as find; print(find() is not None)"
     with one.agent():
         found = subprocess.run([*network, sys.executable, "-c", inside], capture_output=True, text=True, check=True)
 

@@ -149,6 +149,18 @@ def test_replayed_user_events_change_nothing() -> None:
             assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
 
 
+def test_a_resume_that_arrives_before_its_pause_and_its_node_counts() -> None:
+    with LoadBalancer() as lb, Haproxy(lb) as haproxy, Backend("web01", "127.0.0.11", lb.port):
+        runs = [
+            lb.send_command("resume", "web01", 6),
+            lb.send_command("pause", "web01", 5),
+            lb.join(member_line("web01", "127.0.0.11")),
+        ]
+
+        assert [run.returncode for run in runs] == [0, 0, 0]
+        assert (lb.managed, haproxy.find_answering()) == ([lb.server("web01", "127.0.0.11")], {"web01"})
+
+
 @contextlib.contextmanager
 def run_small_cluster() -> Iterator[tuple[LoadBalancer, SerfAgent, SerfAgent]]:
     """Run a load balancer without HAProxy, its agent, and a node that has joined."""

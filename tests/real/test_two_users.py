@@ -277,7 +277,7 @@ def test_commands_of_serfs_user_are_refused(lb: TwoUserLoadBalancer) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(lb.folder / "site")!r})
-from lbagent.run.command import run_commands
+from lbagent.commands.query import run_commands
 from lbagent.run.engine import Engine
 from lbagent.serf.events import TYPED, parse_command
 from lbagent.serf.raw_event import RawEvent
@@ -302,11 +302,15 @@ victim, own = sys.argv[1:]
 def record(kind, payload, name="", ltime="", at="1700000000000", identity="evil"):
     return b"\0".join([b"lbagent 1", *(word.encode() for word in (identity, at, kind, name, ltime, "lb01")), payload])
 def put(name, content):
-    with open(name, "wb") as file:
+    with open(own + "/new", "wb") as file:
         file.write(content)
+    os.rename(own + "/new", name)
 typed = record("typed", b"web01", "pause")
 """
-"""The beginning of each attack; `victim` is a folder of root with files of root, `own` a folder of Serf's user."""
+"""The beginning of each attack; `victim` is a folder of root with files of root, `own` a folder of Serf's user.
+
+Each file gets its name in the spool when it is complete: the daemon may move it away at once.
+"""
 
 ATTACKS = {
     "fifo": "os.mkfifo('1')",
@@ -314,10 +318,10 @@ ATTACKS = {
     "link-to-a-device": "os.symlink('/dev/zero', '1')",
     "link-to-a-folder": "os.symlink(victim, '1')",
     "socket": "socket.socket(socket.AF_UNIX).bind('1')",
-    "folder": "os.mkdir('1'); put('1/file', typed)",
-    "folder-nobody-may-read": "os.mkdir('1'); put('1/file', typed); os.chmod('1', 0)",
-    "one-gigabyte": "put('1', b''); os.truncate('1', 1 << 30)",
-    "a-file-nobody-may-read": "put('1', b'x'); os.chmod('1', 0)",
+    "folder": "os.mkdir('.1'); put('.1/file', typed); os.rename('.1', '1')",
+    "folder-nobody-may-read": "os.mkdir('.1'); put('.1/file', typed); os.chmod('.1', 0); os.rename('.1', '1')",
+    "one-gigabyte": "put('.1', b''); os.truncate('.1', 1 << 30); os.rename('.1', '1')",
+    "a-file-nobody-may-read": "put('.1', b'x'); os.chmod('.1', 0); os.rename('.1', '1')",
     "two-names-of-one-file": "put(own + '/two', typed); os.link(own + '/two', '1')",
     "typed-by-an-operator": "put('1', typed)",
     "typed-forget": "put('1', record('typed', b'web01 force', 'forget'))",

@@ -187,7 +187,7 @@ def test_the_daemon_waits_for_a_missing_folder(lb: LoadBalancer) -> None:
 def test_an_expired_pause_ends_by_itself(lb: LoadBalancer) -> None:
     with run_watch(lb):
         lb.join(WEB01)
-        lb.send_command("pause", "web01 for=3s", 1)
+        lb.send_command("pause", "web01 for=10s", 1)
         wait_until(lambda: lb.is_settled("# lbagent paused web01 127.0.0.11 role=web"))
 
         wait_until(lambda: lb.is_settled(make_line(lb)))

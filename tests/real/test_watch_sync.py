@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.system.repeats import Repeats
+from lbagent.system.log import Repeats
 from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import (
     LBAGENT,

@@ -107,7 +107,7 @@ def test_an_edit_during_a_run_is_applied(lb: LoadBalancer) -> None:
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
         gate.touch()
 
-        wait_until(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")], 10)
+        wait_until(lambda: lb.managed == [lb.server("web01", "127.0.0.11").replace("200ms", "300ms")])
 
 
 def test_a_refused_roles_yml_does_not_end_the_daemon_where_serf_answers(lb: LoadBalancer) -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from lbagent.haproxy.config import Document
 from lbagent.planning.plan import make_plan
-from lbagent.roles.cache import deserialize_roles, serialize_roles
-from lbagent.roles.model import Roles, Template
+from lbagent.roles.model import Roles, Template, deserialize_roles, serialize_roles
 from tests.helpers.builders import member, membership_of, parse_roles_text
 
 TEXTS = [

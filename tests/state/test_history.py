@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.outcome import PastRun
-from lbagent.state import history
+from lbagent.state import store
 
 
 def entry(why: str, **more: object) -> str:
@@ -35,7 +35,7 @@ def test_the_last_run_that_can_be_read_is_found(text: str, tmp_path: Path) -> No
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.read_last_run(str(path)) == RUN
+    assert store.read_last_run(str(path)) == RUN
 
 
 @pytest.mark.parametrize("text", ["", "\n", "nonsense\n"])
@@ -43,11 +43,11 @@ def test_without_any_run_there_is_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text(text)
 
-    assert history.read_last_run(str(path)) is None
+    assert store.read_last_run(str(path)) is None
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
-    assert history.read_last_run(str(tmp_path / "history.jsonl")) is None
+    assert store.read_last_run(str(tmp_path / "history.jsonl")) is None
 
 
 def test_the_newest_entries_come_first_also_from_the_rotated_file(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_the_newest_entries_come_first_also_from_the_rotated_file(tmp_path: Path
     (tmp_path / "history.jsonl.1").write_text(f"{entry('1')}\n{entry('2')}\n")
     path.write_text(f"{entry('3', added=['a'], removed=['b', 'c'], reloaded=True, ms=12)}\nnonsense\n{entry('4')}\n")
 
-    found = history.read_entries(str(path), 3)
+    found = store.read_entries(str(path), 3)
 
     assert [one["why"] for one in found] == ["4", "3", "2"]
     assert found[1] == {
@@ -77,10 +77,10 @@ def test_of_an_entry_with_many_lines_the_first_fifty_and_their_number_are_read(t
     path = tmp_path / "history.jsonl"
     path.write_text(entry("1", added=[f"server {number}" for number in range(1000)], removed=7) + "\n")
 
-    [found] = history.read_entries(str(path), 10)
+    [found] = store.read_entries(str(path), 10)
 
     assert (len(found["added"]), found["added_count"], found["removed"]) == (50, 1000, [])
 
 
 def test_without_files_there_are_no_entries(tmp_path: Path) -> None:
-    assert history.read_entries(str(tmp_path / "history.jsonl"), 10) == []
+    assert store.read_entries(str(tmp_path / "history.jsonl"), 10) == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.system.sockets import find_listening_users, find_silent_endpoints, is_same_endpoint
+from lbagent.system.processes import find_listening_users, find_silent_endpoints, is_same_endpoint
 from tests.helpers.real_programs import free_port
 
 

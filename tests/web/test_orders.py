@@ -314,7 +314,7 @@ def test_a_pause_of_the_last_server_of_a_proxy_has_to_be_confirmed(daemon: Publi
 def test_while_the_state_is_unknown_nothing_is_sent(daemon: Publisher, web: WebPage) -> None:
     token = logged_in(web)
     daemon.stop()
-    time.sleep(0.6)
+    wait_until(lambda: web.get("/healthz").status == 503)
 
     answer = web.post("/nodes/web01/pause", {"token": token})
 

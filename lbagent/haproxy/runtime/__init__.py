@@ -1,1 +1,1 @@
-"""HAProxy's runtime API on the stats socket: sessions, servers, health."""
+"""HAProxy's runtime API on the stats socket: sessions, capabilities per version, servers, their state."""

@@ -1,15 +1,37 @@
 """What a server added through the runtime API accepts, needs and does not inherit: one table per HAProxy version.
 
-Only data; `tests/real/test_differential.py` verifies it against real HAProxys. Each keyword listed here makes the same
-server through `add server` as the same line after a reload. Anything not listed needs a reload.
+Each keyword in a table makes the same server through `add server` as the same line after a reload;
+`tests/real/test_differential.py` verifies that against real HAProxys. Anything not listed needs a reload. What a line
+in the file inherits from its proxy and its `defaults` is read only when a server is to be added. Keywords: HAProxy
+configuration manual, section 5.2 "Server and default-server options".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from lbagent.haproxy.config import Document, Proxy
+from lbagent.haproxy.reader import ANYWHERE, Directive
+from lbagent.names import canonical_address
+
+_CHECK_OPTIONS = frozenset(
+    ("httpchk", "ssl-hello-chk", "smtpchk", "mysql-check", "pgsql-check", "redis-check", "ldap-check")
+)
+_CHECK_OPTIONS |= {"tcp-check", "spop-check", "external-check"}
+
+
+_SAFE_WORD = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
+"""Words with the same meaning in haproxy.cfg and on the stats socket: no quotes, `;`, backslashes, variables."""
+
+_TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
+_SECONDS_PER_UNIT = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HIGHEST_PORT = 65535
+
+Keywords = Mapping[str, str]
+"""Keywords with their values; empty if they take none. Values of an additive keyword are joined by a newline."""
 
 
 class Capabilities(NamedTuple):
@@ -119,3 +141,143 @@ def find_capabilities(version: str) -> Capabilities | None:
     found = _VERSION.match(version)
     number = (int(found[1]), int(found[2])) if found else (0, 0)
     return next((table for table in reversed(TABLES) if table.version <= number), None)
+
+
+class Inherited(NamedTuple):
+    """The inherited settings of a proxy."""
+
+    default_server: tuple[str, ...] = ()
+    """The words of its `default-server` lines; later ones win."""
+    hash_type: tuple[str, ...] = ()
+    cookie: tuple[str, ...] = ()
+    mode: str = ""
+    check_options: frozenset[str] = frozenset()
+    """Options that make its checks more than a TCP connection."""
+    doubt: str = ""
+    """Why the settings cannot be known; empty if they are."""
+
+
+class NeedsReload(ValueError):
+    """Why a change cannot be made through the runtime API."""
+
+
+def find_inherited(document: Document) -> Mapping[int, Inherited]:
+    """Return the inherited settings of each section, by the line it begins at."""
+    firsts = {proxy.start: _find_first_server(proxy) for proxy in document.proxies}
+    found: dict[int, Inherited] = {}
+    defaults: dict[str, int] = {}
+    odd = ""
+    for directive, section in document.read_directives():
+        if section is None:
+            doubt = f"only HAProxy knows the section of {document.locate(directive.at)}"
+            odd = odd or (doubt if ANYWHERE in directive.place.sections else "")
+            found |= {at: found[at]._replace(doubt=doubt) for at in directive.place.sections if at in found}
+            continue
+        if directive.at == section.at:
+            base = defaults.get(section.base, -1) if section.kind != "defaults" or section.base else -1
+            found[section.at] = found.get(base, Inherited())
+            if section.kind == "defaults":
+                defaults[section.name] = defaults[""] = section.at
+            if directive.place.active is None or not directive.sure:
+                found[section.at] = found[section.at]._replace(doubt=_explain_doubt(document, directive))
+            continue
+        here = found.get(section.at, Inherited())
+        there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
+        if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
+            there = here._replace(doubt=_explain_doubt(document, directive))
+        found[section.at] = there
+    for at in defaults.values():
+        found.pop(at, None)
+    return {at: one._replace(doubt=odd) for at, one in found.items()} if odd else found
+
+
+def _explain_doubt(document: Document, directive: Directive) -> str:
+    return f"only HAProxy knows the result of {document.locate(directive.at)}"
+
+
+def _find_first_server(proxy: Proxy) -> float:
+    """Return where the servers begin: a `default-server` below that line applies to some of them only."""
+    return min((one.at for ones in (proxy.markers[:1], proxy.managed[:1]) for one in ones), default=float("inf"))
+
+
+def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inherited:
+    changes: dict[str, Any] = {}
+    match words:
+        case ["default-server", *more] if late:
+            changes["doubt"] = f"`default-server {' '.join(more)}` is below a marker"
+        case ["default-server", *more]:
+            changes["default_server"] = (*what.default_server, *more)
+        case ["hash-type", *more]:
+            changes["hash_type"] = tuple(more)
+        case ["mode", mode, *_]:
+            changes["mode"] = mode
+        case ["cookie", *more]:
+            changes["cookie"] = tuple(more)
+        case ["option", name, *_] if name in _CHECK_OPTIONS:
+            changes["check_options"] = what.check_options | {name}
+        case ["no", "option", name, *_]:
+            changes["check_options"] = what.check_options - {name}
+        case _:
+            return what
+    return what._replace(**changes)
+
+
+def resolve_keywords(words: Iterable[str], capabilities: Capabilities) -> Keywords:
+    """Return the keywords of a server from `words`: its `default-server` lines, then its own; later ones win.
+
+    Raises NeedsReload if `add server` cannot make that server.
+    """
+    found: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        if word == "no-check-ssl":
+            found.pop("check-ssl", None)
+            found[word] = ""  # checks do not inherit it either
+        elif word in CANCELS:
+            if word == "no-send-proxy-v2" and CANCELS_PROXY_V2 & found.keys():
+                raise NeedsReload(f"`{word}` cancels a part of other keywords")
+            found.pop(CANCELS[word], None)
+        elif word in capabilities.flags or word == "disabled":
+            if word == "check-ssl":
+                found.pop("no-check-ssl", None)
+            found[word] = ""
+        elif word in capabilities.values or word in capabilities.additive:
+            value = next(left, "")
+            if not _SAFE_WORD.fullmatch(value):
+                raise NeedsReload(f"`{word} {value}` contains characters that the stats socket reads differently")
+            found[word] = f"{found[word]}\n{value}" if word in capabilities.additive and word in found else value
+        else:
+            raise NeedsReload(f"`{word}` cannot be set through the runtime API")
+    return found
+
+
+def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
+    """Format keywords for `add server`, with those that the line implies after a reload.
+
+    Raises NeedsReload for a `disabled` server: the runtime API cannot add it as a reload does.
+    """
+    if "disabled" in keywords:
+        raise NeedsReload("`disabled` cannot be set through the runtime API")
+    whole = {**capabilities.always, **keywords}
+    if "observe" in whole:
+        whole = {**capabilities.with_observe, **whole}
+    if "check" in whole and not {"port", "addr"} & whole.keys():
+        for implied, by in IMPLIED_BY_CHECK.items():
+            if by & whole.keys() and f"no-{implied}" not in whole:
+                whole[implied] = ""
+    whole.pop("no-check-ssl", None)
+    words = ((word, one) for word, values in whole.items() for one in values.split("\n"))
+    return "".join(f" {word} {value}" if value else f" {word}" for word, value in words)
+
+
+def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
+    """Return address and port that the checks of a server connect to; None if only HAProxy knows."""
+    host, number = keywords.get("addr", address), keywords.get("port", str(port))
+    plain = host == canonical_address(host) and number.isascii() and number.isdigit()
+    return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
+
+
+def parse_time(time: str) -> float:
+    """Convert an HAProxy time to seconds; a bare number is milliseconds. Returns 1e9 if it is invalid."""
+    found = _TIME.fullmatch(time)
+    return int(found.group(1)) * _SECONDS_PER_UNIT[found.group(2)] if found else 1e9

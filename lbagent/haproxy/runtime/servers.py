@@ -13,14 +13,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from lbagent.haproxy import inherited as haproxy_inherited
 from lbagent.haproxy.config import RUNTIME_NAME, Document, Key, Lines, Proxy, format_target, split_server_line
-from lbagent.haproxy.inherited import Inherited, Keywords, NeedsReload, find_inherited
-from lbagent.haproxy.runtime.capabilities import Capabilities
+from lbagent.haproxy.runtime import capabilities
+from lbagent.haproxy.runtime.capabilities import Capabilities, Inherited, Keywords, NeedsReload, find_inherited
 from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.server_line import is_drained, undrain_line
 from lbagent.names import canonical_address
-from lbagent.system import sockets
+from lbagent.system import processes
 
 LEFT_LIMIT = 100
 """Number of servers left in maintenance that cannot be deleted, above which a reload removes them."""
@@ -101,11 +100,26 @@ class ServerChanges:
 
     def list_keywords(self, key: Key, line: str) -> list[str]:
         """Return all words of this server: those of `default-server`, then its own."""
+        return [*self._find_default_words(key[0]), *split_server_line(line)[2]]
+
+    def _find_default_words(self, proxy: str) -> tuple[str, ...]:
+        """Return the words of the `default-server` lines that apply in a proxy; empty where they are unknown."""
         try:
-            here = self._find_inherited(key[0]).default_server
+            return self._find_inherited(proxy).default_server
         except NeedsReload:
-            here = ()
-        return [*here, *split_server_line(line)[2]]
+            return ()
+
+    def find_possibly_disabled(self, servers: Lines) -> set[Key]:
+        """Return those of `servers` that haproxy.cfg disables or that an agent check may disable."""
+        # The words of a line are examined only where one of them matters: ten thousand lines without are normal.
+        proxies = {key[0] for key in servers}
+        suspects = {name for name in proxies if {"disabled", "agent-check"} & {*self._find_default_words(name)}}
+        return {
+            key
+            for key, line in servers.items()
+            if ("disabled" in line or "agent-check" in line or key[0] in suspects)
+            and (self.is_disabled(key, line) or self.has_agent(key, line))
+        }
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server."""
@@ -201,23 +215,23 @@ class ServerChanges:
         commands = [*commands, f"enable health {format_target(key)}"]
         if words.get("init-state", "none") != "none":
             return Join(key, line, tuple(commands), drain=is_drained(line))
-        endpoint = haproxy_inherited.find_check_endpoint(words, address, port)
+        endpoint = capabilities.find_check_endpoint(words, address, port)
         deep = bool(here.check_options) or "ssl" in words or "check-ssl" in words
-        due = haproxy_inherited.parse_time(words.get("fastinter", words.get("inter", "2s")))
+        due = capabilities.parse_time(words.get("fastinter", words.get("inter", "2s")))
         # A server that serves already continues: if all waited for a result, none would serve meanwhile.
         awaited = deep and due <= AWAITED_CHECK_LIMIT and key not in self._known.lines and not is_drained(line)
         return Join(key, line, tuple(commands), endpoint, due if awaited else None, drain=is_drained(line))
 
     def _resolve_keywords(self, key: Key, line: str) -> Keywords:
         words = [*self._find_inherited(key[0]).default_server, *split_server_line(line)[2]]
-        return haproxy_inherited.resolve_keywords(words, self._capabilities)
+        return capabilities.resolve_keywords(words, self._capabilities)
 
     def _format_add_command(self, key: Key, line: str) -> str:
         address, port, _ = split_server_line(line)
         words = self._resolve_keywords(key, line)
         self._require_dynamic_servers(key[0], words)
         host = f"[{address}]" if ":" in address else address
-        keywords = haproxy_inherited.format_keywords(words, self._capabilities)
+        keywords = capabilities.format_keywords(words, self._capabilities)
         return f"add server {format_target(key)} {host}:{port}{keywords}"
 
     def _require_dynamic_servers(self, name: str, words: Mapping[str, str]) -> None:
@@ -293,7 +307,7 @@ class Admission:
             return True
         if not self._send_all([*(command for join in joins for command in join.commands), *cookies]):
             return False
-        silent = sockets.find_silent_endpoints(
+        silent = processes.find_silent_endpoints(
             (join.endpoint for join in joins if join.endpoint and not join.check_wait), _CONNECT_TIMEOUT
         )
         prompt = [join for join in joins if not join.check_wait and join.ready]

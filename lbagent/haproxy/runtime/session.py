@@ -1,16 +1,28 @@
-"""Send commands to one worker through its stats socket; verify that this worker answers.
+"""HAProxy's stats sockets: their addresses in `global`, single commands, and sessions with one worker.
 
-Each answer is matched to its command.
+A session verifies that this worker answers, and matches each answer to its command. Protocol: HAProxy management
+manual, section 9.3 "Unix Socket commands".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from lbagent.haproxy.config import Key
-from lbagent.haproxy.process import Worker
-from lbagent.haproxy.runtime import socket, state
+from lbagent.haproxy.runtime import state
 from lbagent.haproxy.runtime.state import ServerState
+from lbagent.system import processes
+
+COMMAND_LIMIT = 8 * 1024
+"""Maximum bytes of one command. One longer than tune.bufsize is never answered and blocks its session."""
+
+_SUN_PATH = 108
+"""Size of a Unix socket address in bytes."""
+
+_ANSWER_LIMIT = 64 * 1024 * 1024
 
 _QUERY_TIMEOUT = 2.0
 _SEND_TIMEOUT = 10.0
@@ -55,7 +67,7 @@ class Session:
 
     def fetch_states(self) -> Mapping[Key, ServerState]:
         """Return the state of every server of the worker. Raises SessionError."""
-        [answer] = self.send(["show servers state"])
+        [answer] = self.send([state.STATES_COMMAND])
         try:
             return state.parse_states(answer or "")
         except ValueError as error:
@@ -63,7 +75,7 @@ class Session:
 
     def fetch_sessions(self) -> Mapping[Key, int]:
         """Return the open sessions of every server, as far as HAProxy reports them. Raises SessionError."""
-        [answer] = self.send([state.COMMAND])
+        [answer] = self.send([state.STATS_COMMAND])
         try:
             found = state.parse_stats(answer or "")
         except ValueError as error:
@@ -91,14 +103,14 @@ class Session:
     def _send_batch(self, batch: list[str]) -> list[str | None]:
         try:
             # The first answer identifies the worker: a reload may have replaced it.
-            text, why = socket.exchange(self._address, ";".join([_IDENTIFY, *batch]), _SEND_TIMEOUT)
-            info, *found = socket.split_answers(text) or [""]
+            text, why = exchange(self._address, ";".join([_IDENTIFY, *batch]), _SEND_TIMEOUT)
+            info, *found = split_answers(text) or [""]
             if why and not info:
                 raise why
         except OSError as error:
             self.problems.append(explain_error(self._address, error))
             return [None] * len(batch)
-        pid = socket.parse_worker_pid(socket.parse_info(info))
+        pid = parse_worker_pid(parse_info(info))
         if pid != self._worker.pid:
             self.problems.append(f"{self._address} was answered by process {pid}, not by worker {self._worker.pid}")
             return [None] * len(batch)
@@ -113,12 +125,12 @@ def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
     reasons = []
     room = max(bufsize - _RESERVE, 0)
-    for address in socket.list_stats_sockets(settings):
+    for address in list_stats_sockets(settings):
         try:
             return Session(
                 address,
                 worker,
-                min(socket.COMMAND_LIMIT, room),
+                min(COMMAND_LIMIT, room),
                 _fetch_version(address, worker),
                 min(_LINE_LIMIT, max(room - len(_IDENTIFY) - 1, 0)),
             )
@@ -131,7 +143,7 @@ def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
 def _fetch_version(address: str, worker: Worker) -> str:
     """Return HAProxy's version. Raises SessionError if another worker answers, or it accepts no changes."""
     try:
-        level, info = socket.split_answers(socket.ask(address, "show cli level;show info", _QUERY_TIMEOUT))
+        level, info = split_answers(ask(address, "show cli level;show info", _QUERY_TIMEOUT))
     except ValueError:
         raise SessionError(f"{address}: truncated answer", is_temporary=True) from None
     except OSError as error:
@@ -139,8 +151,8 @@ def _fetch_version(address: str, worker: Worker) -> str:
         raise SessionError(words, is_temporary=words.endswith(("no answer in time", "truncated answer"))) from error
     if level != "admin":
         raise SessionError(f"{address}: has `level {level}`, not `level admin`")
-    facts = socket.parse_info(info)
-    if socket.parse_worker_pid(facts) != worker.pid:
+    facts = parse_info(info)
+    if parse_worker_pid(facts) != worker.pid:
         words = f"{address}: does not belong to the newest worker, {worker.pid}, or that one is stopping"
         raise SessionError(words, is_temporary=True)
     return facts.get("Version", "")
@@ -155,8 +167,109 @@ def explain_error(address: str, error: OSError) -> str:
             why = "permission denied"
         case TimeoutError():
             why = "no answer in time"
-        case socket.TruncatedAnswer() | ConnectionResetError() | BrokenPipeError():
+        case TruncatedAnswer() | ConnectionResetError() | BrokenPipeError():
             why = "truncated answer"
         case _:
             why = error.strerror or str(error)
     return f"{address}: {why}"
+
+
+class Worker(NamedTuple):
+    """The serving process of HAProxy, identified by pid and start time."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return processes.is_running(*self)
+
+
+class TruncatedAnswer(OSError):
+    """HAProxy closed the connection in the middle of its answer."""
+
+
+def list_stats_sockets(settings: Iterable[Sequence[str]]) -> list[str]:
+    """Return the addresses of the stats sockets in `settings`, the words of each line of `global`."""
+    return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
+
+
+def ask(address: str, command: str, timeout: float) -> str:
+    """Send one command and return the answer. Raises OSError (ConnectionRefusedError if nothing listens).
+
+    `timeout` is in seconds.
+    """
+    answer, why = exchange(address, command, timeout)
+    if why:
+        raise why
+    return answer
+
+
+def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:
+    """Send one line of commands; return the answer, and the error that cut it short.
+
+    `timeout` is in seconds. Raises OSError if the line cannot be sent.
+    """
+    family, name = _parse_address(address)
+    answer = bytearray()
+    deadline = time.monotonic() + timeout
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(name)
+        # HAProxy silently drops a command without its newline.
+        connection.sendall(f"{line}\n".encode())
+        try:
+            while len(answer) < _ANSWER_LIMIT and (piece := connection.recv(1 << 16)):
+                answer += piece
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        except OSError as error:
+            return answer.decode("utf-8", "replace"), error
+    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else TruncatedAnswer(
+        "the answer was cut off"
+    )
+
+
+def split_answers(text: str) -> list[str]:
+    """Split the output of a line of commands into answers; each ends with an empty line."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n")[:-1]:
+        if line:
+            lines.append(line)
+        else:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def parse_info(answer: str) -> dict[str, str]:
+    """Parse the answer to `show info` into names and values."""
+    return dict(line.partition(": ")[::2] for line in answer.splitlines())
+
+
+def parse_worker_pid(info: dict[str, str]) -> int | None:
+    """Return the pid of the worker in an answer to `show info`; None if it is stopping."""
+    pid = info.get("Pid", "")
+    return int(pid) if pid.isdigit() and info.get("Stopping", "0") == "0" else None
+
+
+def fetch_worker_pid(address: str, timeout: float = 1.0) -> int | None:
+    """Return the pid of the worker that answers on the socket; None if it is stopping. Raises OSError."""
+    return parse_worker_pid(parse_info(ask(address, "show info", timeout)))
+
+
+def _parse_address(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    kind, separator, rest = address.partition("@")
+    if not separator:
+        kind, rest = "unix" if address.startswith("/") else "ipv4", address
+    if kind == "unix":
+        return socket.AF_UNIX, rest
+    if kind == "abns":
+        # HAProxy binds the whole of sun_path, padded with zeros.
+        return socket.AF_UNIX, f"\0{rest}".ljust(_SUN_PATH, "\0")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        raise OSError(f"stats socket {address!r} has an unsupported address")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return family, (host.strip("[]") or "127.0.0.1", int(port))

@@ -10,13 +10,25 @@ from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
 
+STATES_COMMAND = "show servers state"
+"""The state of the servers of all proxies (management manual, section 9.3, `show servers state`)."""
+
+STATES_VERSION = "1"
+"""First line of its answer, and of a server-state file."""
+
 _MAINT, _DRAIN = 0x01, 0x08
 _OUT = _MAINT | _DRAIN
 """Administrative states set through the runtime API, not by a check, a tracked server or the file."""
 
+_STOPPED = 0
+"""Operational state STOPPED: no traffic, as checks failed."""
+
+_CHECKED = 0x02 | 0x04
+"""State of a check: configured and enabled."""
+
 _FIELDS = 19
 
-COMMAND = "show stat -1 4 -1"
+STATS_COMMAND = "show stat -1 4 -1"
 """Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
 
 _COLUMNS = ("pxname", "svname", "type", "status", "scur")
@@ -35,14 +47,20 @@ class ServerState(NamedTuple):
     """Whether a check has passed since it was last down."""
     draining: bool
     """Whether it drains, and is not in maintenance."""
+    down: bool
+    """Whether it is DOWN because of its checks alone."""
+    checked: bool
+    """Whether it has checks, which can bring it back."""
+    row: str
+    """The whole row."""
 
 
 def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
     version, *lines = answer.splitlines() or [""]
-    if version != "1":
+    if version != STATES_VERSION:
         raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
-    rows = [line.split() for line in lines if not line.startswith("#")]
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
         raise ValueError("has truncated rows")
     return {(row[1], row[3]): _parse_state(row) for row in rows}
@@ -51,7 +69,16 @@ def parse_states(answer: str) -> Mapping[Key, ServerState]:
 def _parse_state(row: list[str]) -> ServerState:
     admin = int(row[6])
     draining = bool(admin & _DRAIN and not admin & _MAINT)
-    return ServerState(row[4], int(row[18]), bool(admin & _OUT), int(row[12]) > 0, draining)
+    return ServerState(
+        address=row[4],
+        port=int(row[18]),
+        out=bool(admin & _OUT),
+        passed=int(row[12]) > 0,
+        draining=draining,
+        down=int(row[5]) == _STOPPED and admin == 0,
+        checked=int(row[13]) & _CHECKED == _CHECKED,
+        row=" ".join(row),
+    )
 
 
 def _is_at(state: ServerState, address: str, port: int) -> bool:
@@ -67,8 +94,11 @@ def find_differences(
     """
     differences = {}
     for key, line in wanted.items():
-        address, port, _ = split_server_line(line)
         state = found.get(key)
+        # Fast path: most of ten thousand servers are as their lines are.
+        if state and not state.out and f" {state.address}:{state.port} " in line and not is_drained(line):
+            continue
+        address, port, _ = split_server_line(line)
         if state is None:
             differences[key] = f"{format_target(key)} is missing"
         elif port and address == canonical_address(address) and not _is_at(state, address, port):

@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.haproxy import config
-from lbagent.haproxy import inherited as haproxy_inherited
 from lbagent.haproxy.config import Document, Key
-from lbagent.haproxy.inherited import NeedsReload, find_inherited
-from lbagent.haproxy.runtime import capabilities, socket, state
-from lbagent.haproxy.runtime.capabilities import Capabilities, find_capabilities
+from lbagent.haproxy.runtime import capabilities, session, state
+from lbagent.haproxy.runtime.capabilities import Capabilities, NeedsReload, find_capabilities, find_inherited
 from lbagent.haproxy.runtime.servers import KnownServers, ServerChanges
 from tests.helpers.builders import POISON, dedent
 
@@ -207,7 +205,7 @@ def test_no_word_can_inject_another_command(bad: str) -> None:
 )
 def test_any_words_give_keywords_or_need_a_reload(words: list[str]) -> None:
     try:
-        said = haproxy_inherited.format_keywords(haproxy_inherited.resolve_keywords(words, table("3.2")), table("3.2"))
+        said = capabilities.format_keywords(capabilities.resolve_keywords(words, table("3.2")), table("3.2"))
     except NeedsReload:
         return
     assert set(said) & set(";\n\r\\\"'$") == set()
@@ -373,9 +371,9 @@ def test_differences_between_haproxy_and_the_wanted_servers_are_found() -> None:
     }
 
 
-@pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n"])
+@pytest.mark.parametrize("answer", ["", "Permission denied", "1\n2 lb 1 web1", "2\n", f"1\n{'x ' * 25}\n"])
 def test_an_unexpected_answer_is_not_parsed_as_servers(answer: str) -> None:
-    with pytest.raises(ValueError, match=r"unexpected answer|truncated"):
+    with pytest.raises(ValueError, match=r"unexpected answer|truncated|invalid literal"):
         state.parse_states(answer)
 
 
@@ -391,7 +389,7 @@ def test_an_unexpected_answer_is_not_parsed_as_servers(answer: str) -> None:
     ],
 )
 def test_answers_are_split_at_empty_lines(said: str, expected: list[str]) -> None:
-    assert socket.split_answers(said) == expected
+    assert session.split_answers(said) == expected
 
 
 # --- what the same line has after a reload without naming it ------------------------------------------------------

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.haproxy.process import Worker
 from lbagent.haproxy.runtime import session
-from lbagent.haproxy.runtime.session import Session, SessionError, open_session
+from lbagent.haproxy.runtime.session import Session, SessionError, Worker, open_session
 
 WORKER = Worker(4711, 1)
 INFO = "Name: HAProxy\nPid: 4711\nStopping: 0\n\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.haproxy.runtime import socket, state
+from lbagent.haproxy.runtime import session, state
 from lbagent.haproxy.runtime.state import ServerStats
 from tests.helpers.real_programs import Haproxy, LoadBalancer, binaries, wait_until
 
@@ -30,7 +30,7 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
         haproxy.send("set server lb-iis/drained state drain")
 
         def said() -> state.Stats:
-            return state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5))
+            return state.parse_stats(session.ask(str(lb.socket), state.STATS_COMMAND, 5))
 
         wait_until(lambda: said()["lb-iis", "down"].state == "DOWN")
         assert said() == {
@@ -44,7 +44,7 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
 @pytest.mark.real
 def test_a_haproxy_without_servers_has_no_statistics(lb: LoadBalancer) -> None:
     with Haproxy(lb):
-        assert state.parse_stats(socket.ask(str(lb.socket), state.COMMAND, 5)) == {}
+        assert state.parse_stats(session.ask(str(lb.socket), state.STATS_COMMAND, 5)) == {}
 
 
 def test_frontends_and_backends_are_not_servers() -> None:
