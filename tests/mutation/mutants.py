@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,13 +162,13 @@ def _is_ineffective(node: ast.AST) -> bool:
             return False
 
 
-def _list_node_sites(node: ast.AST) -> Iterator[_Site]:
+def _list_node_sites(node: ast.AST) -> Iterator[_Site]:  # noqa: C901, PLR0912  # one case for each kind of node
     match node:
         case ast.Compare(ops=ops):
             for position, found in enumerate(ops):
                 new = _COMPARISONS[type(found)]
                 change = f"{type(found).__name__} -> {new.__name__}"
-                yield _Site(node, change, lambda copied, at=position, new=new: _set_operator(copied, at, new()))
+                yield _Site(node, change, partial(_set_operator, position=position, operator=new()))
         case ast.BoolOp(op=found):
             other = ast.Or if isinstance(found, ast.And) else ast.And
             change = f"{type(found).__name__} -> {other.__name__}"
@@ -192,12 +193,18 @@ def _list_node_sites(node: ast.AST) -> Iterator[_Site]:
             yield _Site(node, "statement removed", lambda _: _make_nothing(node))
         case ast.Raise() | ast.AugAssign() | ast.Delete():
             yield _Site(node, "statement removed", lambda _: None)
+        case _:
+            pass
     if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
         test = node.test
         yield _Site(node, "condition negated", lambda copied: _set(copied, "test", ast.UnaryOp(ast.Not(), test)))
     if isinstance(node, ast.comprehension):
-        for position, condition in enumerate(node.ifs):
-            yield _Site(condition, "condition negated", lambda _, negated=condition: ast.UnaryOp(ast.Not(), negated))
+        for condition in node.ifs:
+            yield _Site(condition, "condition negated", partial(_negate, condition))
+
+
+def _negate(node: ast.expr, _: ast.AST) -> ast.AST:
+    return ast.UnaryOp(ast.Not(), node)
 
 
 def _is_none(node: ast.expr) -> bool:
@@ -210,7 +217,7 @@ def _make_nothing(node: ast.AST) -> ast.AST | None:
     return ast.Expr(ast.YieldFrom(ast.Tuple([], ast.Load()))) if is_yield else None
 
 
-def _change_constant(value: object) -> object:
+def _change_constant(value: object) -> str | bytes | bool | int | float | None:
     match value:
         case bool():
             return not value

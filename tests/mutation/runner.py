@@ -142,7 +142,7 @@ def _isolate(cpu: float) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1) if os.environ.get("MUTATION_DEBUG") else (0, 1, 2):
         os.dup2(null, descriptor)
-    if cpu < 10_000:  # noqa: PLR2004  # no limit
+    if cpu < 10_000:  # more is no limit
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 2))
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 
@@ -170,7 +170,9 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
     """Run all tests once, in a fork, and return what each runs. Raises AssertionError if one fails."""
     wanted, found = [str(path.resolve()) for path in paths], folder / "reached.pickle"
     if os.environ.get("MUTATION_KNOWN") and Path("/tmp/reached.pickle").exists():
-        return pickle.loads(Path("/tmp/reached.pickle").read_bytes())
+        found = Path("/tmp/reached.pickle")
+        known: Reached = pickle.loads(found.read_bytes())
+        return known
 
     def work(session: Session) -> None:
         seconds = {}
@@ -189,10 +191,14 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
         }
         found.write_bytes(pickle.dumps(Reached(seconds, tests)))
 
-    failed = fork(lambda: Session(work).start() or "", 1e6)
+    def collect() -> str:
+        Session(work).start()
+        return ""
+
+    failed = fork(collect, 1e6)
     assert found.exists(), failed
     Path("/tmp/reached.pickle").write_bytes(found.read_bytes())
-    reached: Reached = pickle.loads(found.read_bytes())  # noqa: S301  # written above
+    reached: Reached = pickle.loads(found.read_bytes())
     return reached
 
 
