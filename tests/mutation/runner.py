@@ -324,4 +324,4 @@ class _MutatedModule(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         path = str(self._mutant.path.resolve())
         module.__file__ = path
-        exec(compile(make_tree(self._mutant), path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # its code
+        exec(compile(make_tree(self._mutant), path, "exec", dont_inherit=True), module.__dict__)  # its code
