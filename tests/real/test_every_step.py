@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ import pytest
 from tests.helpers.daemon import run_watch
 from tests.helpers.faults import list_spool_records, make_spool_record
 from tests.helpers.real_programs import (
+    LBAGENT,
     RELOADING,
     ROLES,
     Backend,
@@ -240,6 +242,23 @@ class Bench:
         wanted = self.make(change)
         step = step._replace(filter=next(one for one in self.filters if one.name == step.filter.name))
         done = inject(self.lb, step, fault, wanted.words, wanted.stdin, wanted.env)
+        self.check(change, f"{fault} in {step.filter.name}: {done.line[:200]}", done, before)
+
+    def try_short_write(self, change: Change, limit: int) -> None:
+        """Make the change while no file may become longer than `limit` bytes, then one further run.
+
+        The kernel writes up to there, and refuses the rest with EFBIG.
+        """
+        before, wanted = self.lb.text, self.make(change)
+        words = ["prlimit", f"--fsize={limit}", str(LBAGENT), *wanted.words]
+        made = subprocess.run(
+            words, input=wanted.stdin, env={**self.lb.env, **wanted.env}, capture_output=True, timeout=120, check=False
+        )
+        done = FaultyRun(made.returncode, made.stdout.decode(), made.stderr.decode(), "write")
+        self.check(change, f"files of at most {limit} bytes", done, before)
+
+    def check(self, change: Change, fault: str, done: FaultyRun, before: bytes) -> None:
+        """Make one further run after a fault, and note all that is not as promised."""
         self.count(done.line)
         wrong = list(self.check_faulty_run(change, done, before))
         try:
@@ -254,18 +273,17 @@ class Bench:
         except AssertionError as error:
             wrong.append(f"the further run failed: {error}")
         wrong += [f"{done.status} {done.output!r} {done.errors!r}"] if wrong else []
-        self.note(change, fault, step, done.line, wrong)
+        self.note(change, fault, wrong)
 
     def count(self, line: str) -> None:
         """Count a fault in the call that strace describes in `line`; empty if it was not reached."""
         self.injected += bool(line)
         self.missed += not line
 
-    def note(self, change: Change, fault: str, step: Step, line: str, wrong: list[str]) -> None:
+    def note(self, change: Change, fault: str, wrong: list[str]) -> None:
         """Note what is wrong after a fault, if anything, and repair it."""
         if wrong:
-            where = f"{self.scenario.name}, {change.name}, {fault} in {step.filter.name}: {line[:200]}"
-            self.failures.append("\n    ".join([where, *wrong]))
+            self.failures.append("\n    ".join([f"{self.scenario.name}, {change.name}, {fault}", *wrong]))
             print(self.failures[-1], flush=True)
             self.repair(change)
 
@@ -403,6 +421,19 @@ def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scen
     assert bench.missed <= bench.injected / 5
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS[:1], ids=["join-and-leave"])
+def test_a_write_cut_short_at_any_byte_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
+    with set_up(scenario) as bench:
+        longest = max(path.stat().st_size for path in (bench.lb.cfg, *bench.lb.state.glob("*.*")))
+        limits = range(0, longest, 40) if ALL else (0, 50, 300, 600, 1_000)
+        for limit, change in itertools.product(limits, scenario.changes):
+            bench.try_short_write(change, limit)
+        bench.check_files_left()
+        bench.report([])
+
+    assert not bench.failures, "\n".join(bench.failures)
+
+
 class Daemon:
     """The daemon of a bench, started again after it was killed."""
 
@@ -437,6 +468,8 @@ class Daemon:
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: bench.is_made(change) or self.process.poll() is not None, 20)
             line = find_injected(step, trace.read_text(errors="replace"))
+            if line and "signal" in fault:
+                wait_until(lambda: self.process.poll() is not None)
         bench.count(line)
         wrong = list(bench.find_unreadable_files())
         if self.process.poll() is not None:
@@ -446,7 +479,7 @@ class Daemon:
             self.start()
             bench.wait()
         wrong += bench.check_further_run(change)
-        bench.note(change, fault, step, line, wrong)
+        bench.note(change, f"{fault} in {step.filter.name}: {line[:200]}", wrong)
 
 
 WAKE = Scenario("a wake-up of watch", (JOIN, LEAVE), NEXT, watch=True)
