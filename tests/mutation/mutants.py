@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -68,15 +68,22 @@ class _Site(NamedTuple):
 def list_mutants(path: Path) -> list[Mutant]:
     """Return all mutants of a module."""
     tree = ast.parse(path.read_bytes())
+    functions = {
+        id(node): (name, min([function.lineno, *(one.lineno for one in function.decorator_list)]))
+        for name, function in _list_functions(tree, "")
+        for statement in function.body
+        for node in ast.walk(statement)
+    }
+    statements = {
+        id(node): (statement.lineno, statement.end_lineno or statement.lineno)
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.stmt) and not hasattr(statement, "body")
+        for node in ast.walk(statement)
+    }
     return [
-        Mutant(path, *_locate(tree, site.node), site.change, *_find_function(tree, site.node), number)
+        Mutant(path, *_locate(site.node, statements), site.change, *functions.get(id(site.node), ("", 0)), number)
         for number, site in enumerate(_list_sites(tree))
     ]
-
-
-def make_code(mutant: Mutant) -> str:
-    """Return the source of the module with the change. Comments are lost."""
-    return ast.unparse(make_tree(mutant))
 
 
 def make_tree(mutant: Mutant) -> ast.Module:
@@ -102,23 +109,10 @@ def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
     raise AssertionError("the node is not in the tree")
 
 
-def _locate(tree: ast.AST, node: ast.AST) -> tuple[int, int, int]:
-    """Return first and last line of the innermost simple statement, or of the head of a block, and the column."""
+def _locate(node: ast.AST, statements: Mapping[int, tuple[int, int]]) -> tuple[int, int, int]:
+    """Return first and last line of the simple statement, or of the node in the head of a block, and the column."""
     line = getattr(node, "lineno", 1)
-    end = getattr(node, "end_lineno", line)
-    for found in ast.walk(tree):
-        if isinstance(found, ast.stmt) and not hasattr(found, "body"):
-            last = found.end_lineno or found.lineno
-            if found.lineno <= line <= last:
-                line, end = found.lineno, max(last, end)
-    return line, end, getattr(node, "col_offset", 0)
-
-
-def _find_function(tree: ast.Module, node: ast.AST) -> tuple[str, int]:
-    for name, function in _list_functions(tree, ""):
-        if any(found is node for statement in function.body for found in ast.walk(statement)):
-            return name, min([function.lineno, *(one.lineno for one in function.decorator_list)])
-    return "", 0
+    return *statements.get(id(node), (line, getattr(node, "end_lineno", line))), getattr(node, "col_offset", 0)
 
 
 def _list_functions(tree: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, Function]]:

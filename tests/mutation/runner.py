@@ -29,8 +29,14 @@ from hypothesis import Phase, settings
 
 from tests.mutation.mutants import Mutant, make_tree
 
-TESTS = ("membership", "planning", "serf", "haproxy", "roles", "run", "status", "checks", "test_names.py")
+TESTS = (
+    *("membership", "planning", "serf", "haproxy/runtime", "haproxy/test_words.py", "roles"),
+    *("run/test_batch.py", "run/test_replies.py", "test_names.py"),
+)
 """The tests that can notice a change in the process that they run in."""
+
+_EXAMPLES = 25
+"""Examples of each property: a quarter of those in `make test`. What they notice, more would notice too."""
 
 _SLOWER, _SLACK = 4, 10
 """A mutant may take so many times the CPU seconds of its tests, and so many more, before it counts as killed."""
@@ -90,7 +96,11 @@ class Session:
     def pytest_sessionstart(self) -> None:
         """Let a property that fails end at once, and keep no examples."""
         settings.register_profile(
-            "mutation", settings.get_profile("steady"), phases=[Phase.explicit, Phase.generate], database=None
+            "mutation",
+            settings.get_profile("steady"),
+            phases=[Phase.explicit, Phase.generate],
+            database=None,
+            max_examples=_EXAMPLES,
         )
         settings.load_profile("mutation")
 

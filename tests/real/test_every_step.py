@@ -466,7 +466,7 @@ class Daemon:
         with attach(self.process.pid, which, f"{step.call}:{fault}:when={step.number}") as trace:
             bench.run(bench.make(change))
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: bench.is_made(change) or self.process.poll() is not None, 20)
+                wait_until(lambda: bench.is_made(change) or self.process.poll() is not None)
             line = find_injected(step, trace.read_text(errors="replace"))
             if line and "signal" in fault:
                 wait_until(lambda: self.process.poll() is not None)
