@@ -14,7 +14,7 @@ from lbagent.system.log import Log, format_error, format_error_lines
 Verb = Callable[[Settings, Log], int]
 """A command: does its work and returns the exit status. May raise LbagentError and OSError."""
 
-_NEW_OBJECTS = 50_000
+_NEW_OBJECTS = 200_000
 """Number of new objects after which Python looks for garbage."""
 
 _SIGINT, _SIGTERM = 2, 15

@@ -212,7 +212,7 @@ class Daemon:
         # Mark edits before the run: one that is made during the run is applied by the next.
         self._is_unverified |= self._edits.are_new
         self._edits.mark_seen()
-        self._watcher.watch_folders([self._engine.paths.spool, *self._edits.list_folders()])
+        self._watcher.watch_folders(self._edits.list_folders(), self._engine.paths.spool)
         self._haproxys.mark_seen()
         options = RunOptions(
             not_before=self._reload_interval.not_before,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
@@ -33,7 +33,7 @@ from lbagent.haproxy.runtime.servers import (
 )
 from lbagent.haproxy.runtime.session import GlobalLines, Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
-from lbagent.haproxy.server_line import is_drained
+from lbagent.haproxy.server_line import is_drained, select_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
 from lbagent.planning import quarantine
@@ -397,16 +397,19 @@ class RuntimeChanges:
         self._present = present = document.managed_servers
         after, full_after = predict_servers(document, plan, full_plan)
         self._withheld = _compare_withheld(after, full_after)
-        self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
-        self._serving = {key: line for key, line in present.items() if key not in self._in_maintenance}
+        self._wanted = _omit_servers(after, self._withheld)
+        self._serving = _omit_servers(present, self._in_maintenance)
         self._paused = config.find_paused_servers(document, plan.changed)
-        self._draining = {key: line for key, line in full_after.items() if is_drained(line) and key in after}
+        self._draining = {key: line for key, line in select_drained(full_after).items() if key in after}
         self._session_cutters = find_session_cutters(document)
         self._changes = self._compare_servers(document, plan)
         leaving = {key: line for key, line in present.items() if key not in self._wanted}
         self._renamed = self._find_renamed(leaving)
-        known = present.keys() | self._in_maintenance.keys()
-        pausing = {key: present.get(key, line) for key, line in self._draining.items() if key in known}
+        pausing = {
+            key: present.get(key, line)
+            for key, line in self._draining.items()
+            if key in present or key in self._in_maintenance
+        }
         self.withdrawn += self._withdraw(
             {key: line for key, line in leaving.items() if key not in self._renamed} | pausing
         )
@@ -421,13 +424,16 @@ class RuntimeChanges:
 
     def _compare_servers(self, document: Document, plan: Plan) -> ServerChanges:
         """Return the changes from what the worker runs to `_wanted`, with those that need a reload."""
-        checked = {key for key, line in self._present.items() if is_drained(line)}
+        checked = {*select_drained(self._present)}
         checked |= {key for key, line in self._in_maintenance.items() if self._should_drain(key, line)}
         known = KnownServers(self._serving, self._in_maintenance, self.in_sync, frozenset(checked))
         changes = ServerChanges(document, known, self._wanted, self._capabilities)
-        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(parse_change, plan.removed):
-            if line and key not in managed:
+        removed = {key: line for key, line in map(parse_change, plan.removed) if line}
+        names = {name for name, _ in removed}
+        here = (proxy for proxy in document.proxies if proxy.name in names)
+        managed = {(proxy.name, line.name) for proxy in here for line in proxy.managed}
+        for key in removed:
+            if key not in managed:
                 changes.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
         if document.is_conditional or before:
@@ -472,8 +478,10 @@ class RuntimeChanges:
         if unrecorded:
             self._in_maintenance |= unrecorded
             # Record before sending: after a crash the next run must know what to enable. A full disk stops nothing.
+            # Without fsync: a power failure ends the worker too, and its servers in maintenance with it.
+            served = self._store.load_served()._replace(in_maintenance=self.in_maintenance)
             try:
-                self._store.save_served(self._store.load_served()._replace(in_maintenance=self.in_maintenance))
+                self._store.save_served(served, durable=False)
             except OSError:
                 self._store.mark_served_incomplete()
         commands = [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
@@ -581,6 +589,11 @@ class RuntimeChanges:
     def _should_drain(self, key: Key, line: str) -> bool:
         """Return whether a server is drained: its node is paused that way, or `maint` would end its sessions."""
         return key in self._draining or key[0] in self._session_cutters or "on-marked-down" in line
+
+
+def _omit_servers(lines: Lines, keys: Collection[Key]) -> Lines:
+    """Return `lines` without these servers; the same object where there are none."""
+    return {key: line for key, line in lines.items() if key not in keys} if keys else lines
 
 
 def _compare_withheld(after: Lines, full_after: Lines) -> Lines:

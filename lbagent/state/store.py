@@ -46,10 +46,10 @@ _COLUMNS = ("name", "address", "role", "status", "changed")
 _NUMBER_LIMIT = 1 << 70
 """Larger than any LTime (64 bits) and any time. lbagent never writes a larger number."""
 
-_FIRST = 1 << 14
+_FIRST_PIECE = 1 << 14
 """Bytes read first. They usually hold the last line; one with 10,000 servers is a hundred times longer."""
 
-_LINES = 50
+_LISTED_LINES = 50
 """Added and removed lines that are kept of an entry; a change of ten thousand servers has as many."""
 
 HISTORY_LIMIT = 4 * 1024 * 1024
@@ -106,13 +106,18 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         """Use the state directory at `paths`."""
         self.paths = paths
+        self._membership: tuple[bytes, Membership] | None = None
+        """The content of members.json that was read or written last, and its membership."""
 
     def load_membership(self) -> Membership | None:
         """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
-            return parse_membership(untrusted_files.read_whole_file(self.paths.members))
+            content = untrusted_files.read_whole_file(self.paths.members)
         except FileNotFoundError:
             return None
+        if self._membership is None or self._membership[0] != content:
+            self._membership = content, parse_membership(content)
+        return self._membership[1]
 
     def set_damaged_aside(self) -> str:
         """Rename an unreadable members.json and return its new path. Raises OSError."""
@@ -123,7 +128,9 @@ class Store:
 
     def save_membership(self, membership: Membership) -> None:
         """Replace members.json atomically and durably. Raises OSError."""
-        files.replace_file(self.paths.members, serialize_membership(membership))
+        content = serialize_membership(membership)
+        files.replace_file(self.paths.members, content)
+        self._membership = content, membership._replace(members=as_table(membership.members))
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
@@ -160,14 +167,14 @@ class Store:
         with contextlib.suppress(OSError):
             os.rename(self.paths.served, self._incomplete_path)
 
-    def save_served(self, served: Served) -> None:
-        """Write served.json. Raises OSError."""
+    def save_served(self, served: Served, *, durable: bool = True) -> None:
+        """Write served.json, with fsync if `durable`. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.in_maintenance.lines:
             lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
             content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
-        files.replace_file(self.paths.served, json.dumps(content).encode())
+        files.replace_file(self.paths.served, json.dumps(content).encode(), durable=durable)
         if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
@@ -307,7 +314,7 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
 
 def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines from the last one on, reading ten times more of the file at each step."""
-    size, piece = os.fstat(file.fileno()).st_size, _FIRST
+    size, piece = os.fstat(file.fileno()).st_size, _FIRST_PIECE
     while True:
         start = max(0, size - piece)
         file.seek(start)
@@ -339,8 +346,8 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
         **run._asdict(),
         "reloaded": entry.get("reloaded") is True,
         "ms": entry["ms"] if isinstance(entry.get("ms"), int) else None,
-        "added": added[:_LINES],
-        "removed": removed[:_LINES],
+        "added": added[:_LISTED_LINES],
+        "removed": removed[:_LISTED_LINES],
         "added_count": len(added),
         "removed_count": len(removed),
     }

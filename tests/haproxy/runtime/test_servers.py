@@ -553,3 +553,27 @@ def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, 
 
     assert found.can_return(("lb", "web1"), WEB1) is expected
     assert found.can_return(("lb", "web1"), "") is (lines != ("    balance source",))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "expected"),
+    [
+        ("", "check", False),
+        ("", "check disabled", True),
+        ("", "disabled enabled", False),
+        ("    default-server disabled", "check", True),
+        ("    default-server disabled", "enabled", False),
+        ("    default-server agent-check agent-port 9", "check", True),
+        ("", "agent-check no-agent-check", False),
+    ],
+)
+def test_a_server_may_be_out_of_balancing_where_haproxy_cfg_or_an_agent_disables_it(
+    defaults: str,
+    options: str,
+    expected: bool,  # noqa: FBT001  # a case
+) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+    text = document(*([defaults] if defaults else []), f"    {line}")
+    changes = difference(text, {"web1": line})
+
+    assert changes.find_possibly_disabled(_keyed({"web1": line})) == ({("lb", "web1")} if expected else set())
