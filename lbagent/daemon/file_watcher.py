@@ -17,6 +17,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.roles.model import HaproxySettings, Roles
+from lbagent.state.files import read_stamp
 from lbagent.system import untrusted_files
 
 FileStamps = tuple[tuple[str, int, int, int], ...]
@@ -64,7 +65,12 @@ class ConfigEdits:
 
     def read_stamps(self) -> FileStamps:
         """Return the present stamps of the files."""
-        return tuple(_read_stamps(path for given in self._paths for path in _list_files(given)))
+        found = []
+        for path in (path for given in self._paths for path in _list_files(given)):
+            with contextlib.suppress(OSError):
+                if stamp := read_stamp(path):
+                    found.append((path, *stamp))
+        return tuple(found)
 
     @property
     def _paths(self) -> tuple[str, ...]:
@@ -75,13 +81,6 @@ def _list_files(path: str) -> list[str]:
     with contextlib.suppress(OSError):  # for example a directory that vanishes at this moment
         return config_files.list_files(path)
     return [path]
-
-
-def _read_stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            found = os.stat(path)
-            yield path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _compute_checksums(stamps: FileStamps) -> dict[str, int]:

@@ -6,6 +6,7 @@ Lines are split at LF only and returned byte for byte: CRLF, tabs, Shift-JIS. HA
 
 from __future__ import annotations
 
+import copy
 import re
 import socket
 import zlib
@@ -254,6 +255,16 @@ class Document:
         """
         return self._effective_config.find_server(line)
 
+    def bind_environment(self, environ: Callable[[], Mapping[str, str] | None]) -> Document:
+        """Return this document as the HAProxy reads it whose variables `environ` returns."""
+        if not self._open:
+            return self
+        fresh = copy.copy(self)
+        fresh._environ = environ  # noqa: SLF001  # the same class
+        for name in ("_effective_config", "managed_servers"):
+            fresh.__dict__.pop(name, None)
+        return fresh
+
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)
@@ -264,6 +275,11 @@ class Document:
         if not self.is_conditional:
             return self._proxies_by_name.get(name, [])
         return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
+
+    @cached_property
+    def managed_servers(self) -> Lines:
+        """The managed servers that HAProxy certainly has, in proxies whose names are known."""
+        return {key: line for proxy in self.proxies for key, line in _list_servers_of(self, proxy).items()}
 
     @cached_property
     def _proxies_by_name(self) -> Mapping[str, list[Proxy]]:
@@ -461,7 +477,7 @@ class Document:
         elif (
             text.startswith(_MARKER_ENDS[0])
             and text.endswith(_MARKER_ENDS[1])
-            and not re.search(r"\s", middle := _find_middle(text))
+            and not re.search(r"\s", middle := text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])])
         ):
             if why := self._explain_misplaced(proxy):
                 self.misplaced.append((at, why))
@@ -561,10 +577,6 @@ def _expand_ipv4(host: str) -> str | None:
         return None
 
 
-def _find_middle(text: str) -> str:
-    return text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])]
-
-
 def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Return the digest of managed lines, given as pairs of proxy and lines."""
     return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
@@ -581,18 +593,15 @@ def format_target(key: Key) -> str:
     return "/".join(key)
 
 
-def list_managed_servers(document: Document) -> Lines:
-    """Return the managed servers that HAProxy certainly has, in proxies whose names are known."""
-    found: dict[Key, str] = {}
-    for proxy in document.proxies:
-        if document.is_conditional:
-            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
-            found |= {
-                (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
-            }
-        elif _is_valid_name(proxy.name):
-            found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
-    return found
+def _list_servers_of(document: Document, proxy: Proxy) -> Lines:
+    if document.is_conditional:
+        there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
+        return {
+            (name, line.name): line.text for (name, has), line in there if has and name and RUNTIME_NAME.fullmatch(name)
+        }
+    if not RUNTIME_NAME.fullmatch(proxy.name):
+        return {}
+    return {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
 
 
 def list_uncertain_servers(document: Document) -> Lines:
@@ -600,7 +609,7 @@ def list_uncertain_servers(document: Document) -> Lines:
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.is_conditional or not _is_valid_name(proxy.name)
+        if document.is_conditional or not RUNTIME_NAME.fullmatch(proxy.name)
         for line in proxy.managed
         if not line.is_comment
     )
@@ -609,10 +618,6 @@ def list_uncertain_servers(document: Document) -> Lines:
         for proxy, line in lines
         if not document.is_conditional or document.find_server(line.at)[1] is None
     }
-
-
-def _is_valid_name(name: str) -> bool:
-    return RUNTIME_NAME.fullmatch(name) is not None
 
 
 def parse_change(text: str) -> tuple[Key, str]:
@@ -638,9 +643,11 @@ def is_paused_server(key: Key, paused: Container[Key]) -> bool:
 def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
     """Return the managed servers after the files have changed to `texts`, by the plan's changes (added, removed)."""
     if document.is_conditional:
-        return list_managed_servers(document.reread(texts))
+        return document.reread(texts).managed_servers
     added, removed = changed
-    after = dict(list_managed_servers(document))
+    if not added and not removed:
+        return document.managed_servers
+    after = dict(document.managed_servers)
     for key, line in map(parse_change, removed):
         if line:
             after.pop(key, None)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import GlobalLines
 from lbagent.system import processes, untrusted_files
 from lbagent.system.processes import Process
 
@@ -44,7 +45,7 @@ class RunningHaproxy(NamedTuple):
 
 
 def find_haproxy(
-    config: Sequence[str], settings: Sequence[Sequence[str]], known: RunningHaproxy | None = None
+    config: Sequence[str], settings: GlobalLines, known: RunningHaproxy | None = None
 ) -> RunningHaproxy | None:
     """Return the HAProxy that was started with a file or directory in `config`; `settings` is its `global`.
 
@@ -79,11 +80,16 @@ def read_environment(config: Sequence[str]) -> dict[str, str] | None:
         _drop_own_variables(one.environ) for one in candidates if one.parent not in pids and _runs_config(one, config)
     ]
     if not found:
-        return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+        return read_own_environ()
     return found[0] if found[0] and all(one == found[0] for one in found) else None
 
 
-def is_shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
+def read_own_environ() -> dict[str, str]:
+    """Return the variables of this process, without SERF_* variables, whose values others chose."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+
+
+def is_shown_not_to_run(config: Sequence[str], settings: GlobalLines) -> bool:
     """Return whether pidfile and stats sockets show no running HAProxy, after no process was found.
 
     The pidfile may name a HAProxy that reads another file of the same name, in a container; that one is ignored.
@@ -174,7 +180,7 @@ def _refresh(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | N
     return serving and RunningHaproxy(main, serving, is_master=True, old=len(workers) - 1)
 
 
-def _choose_by_witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
+def _choose_by_witnesses(found: list[RunningHaproxy], settings: GlobalLines) -> RunningHaproxy:
     for pid in _list_witness_pids(found, settings):
         for one in found:
             if pid in (one.main.pid, one.worker.pid):
@@ -190,7 +196,7 @@ def _choose_by_witnesses(found: list[RunningHaproxy], settings: Sequence[Sequenc
     return next(one for one in found if one.main is newest)
 
 
-def _list_witness_pids(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> list[int]:
+def _list_witness_pids(found: list[RunningHaproxy], settings: GlobalLines) -> list[int]:
     pids = [
         _read_pidfile(settings),
         *(_read_pidfile([["pidfile", _find_option(one.main.argv, "-p")]]) for one in found),
@@ -207,7 +213,7 @@ def _find_option(argv: Sequence[str], option: str) -> str:
     return next((argv[at + 1] for at, word in enumerate(argv[:-1]) if word == option), "")
 
 
-def _read_pidfile(settings: Sequence[Sequence[str]]) -> int | None:
+def _read_pidfile(settings: GlobalLines) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
         text = untrusted_files.read_untrusted_file(path, 64).content.split()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.process import RunningHaproxy, read_own_environ
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
 from lbagent.system.subprocess import ProgramResult
@@ -80,7 +80,7 @@ def _parse_complaint(line: str) -> tuple[str, str]:
 
 def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
-    return (running.environ if running else {}) or _build_own_environ()
+    return (running.environ if running else {}) or read_own_environ()
 
 
 def _run_check(
@@ -98,8 +98,3 @@ def _read_unquoted(path: str) -> bytes:
     content = untrusted_files.read_whole_file(path)
     # Skip the translation for most files: they may be megabytes long.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
-
-
-def _build_own_environ() -> dict[str, str]:
-    # Without SERF_* variables, whose values others chose.
-    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

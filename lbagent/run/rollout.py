@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
@@ -15,7 +15,6 @@ from lbagent.haproxy.config import (
     Key,
     Lines,
     format_target,
-    list_managed_servers,
     parse_change,
     split_server_line,
 )
@@ -32,7 +31,7 @@ from lbagent.haproxy.runtime.servers import (
     ServerChanges,
     format_stop_command,
 )
-from lbagent.haproxy.runtime.session import Session, SessionError, Worker
+from lbagent.haproxy.runtime.session import GlobalLines, Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
 from lbagent.haproxy.server_line import is_drained
 from lbagent.names import canonical_address
@@ -315,12 +314,15 @@ class Rollout:
 
 def list_withheld_servers(document: Document, plan: Plan | None, full_plan: Plan) -> Lines:
     """Return the servers that `document` has after `plan` (None: as it is) although `full_plan` removes them."""
+    return {} if plan is full_plan else _compare_withheld(*predict_servers(document, plan, full_plan))
+
+
+def predict_servers(document: Document, plan: Plan | None, full_plan: Plan) -> tuple[Lines, Lines]:
+    """Return the managed servers of `document` after `plan` (None: as it is), and after `full_plan`."""
+    after = config.predict_servers(document, plan.after, plan.changed) if plan else document.managed_servers
     if plan is full_plan:
-        return {}
-    after = (
-        config.predict_servers(document, plan.after, plan.changed) if plan else config.list_managed_servers(document)
-    )
-    return _compare_withheld(after, config.predict_servers(document, full_plan.after, full_plan.changed))
+        return after, after
+    return after, config.predict_servers(document, full_plan.after, full_plan.changed)
 
 
 class RuntimeChanges:
@@ -392,11 +394,8 @@ class RuntimeChanges:
         `admit_servers` makes the other changes later. A server that `plan` keeps in the file although `full_plan`
         removes it is withdrawn as well. A renamed server serves until it serves under its new name.
         """
-        self._present = present = list_managed_servers(document)
-        after = config.predict_servers(document, plan.after, plan.changed)
-        full_after = (
-            after if full_plan is plan else config.predict_servers(document, full_plan.after, full_plan.changed)
-        )
+        self._present = present = document.managed_servers
+        after, full_after = predict_servers(document, plan, full_plan)
         self._withheld = _compare_withheld(after, full_after)
         self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
         self._serving = {key: line for key, line in present.items() if key not in self._in_maintenance}
@@ -442,7 +441,7 @@ class RuntimeChanges:
         self._session_cutters = find_session_cutters(document)
         return self._withdraw(lines)
 
-    def reopen_after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> RuntimeChanges:
+    def reopen_after_reload(self, settings: GlobalLines, worker: Worker) -> RuntimeChanges:
         """Return the same changes for the new worker; withheld servers are withdrawn again. Raises SessionError."""
         fresh = open_runtime_changes(self._store, settings, worker, in_sync=True)
         fresh._wanted, fresh._changes = self._wanted, self._changes  # noqa: SLF001  # the same class
@@ -589,6 +588,8 @@ def _compare_withheld(after: Lines, full_after: Lines) -> Lines:
 
     `full_after` is the file as membership asks for it: a server is missing there, or drained.
     """
+    if after is full_after:
+        return {}
 
     def is_as_requested(key: Key, line: str) -> bool:
         return key in full_after and (is_drained(line) or not is_drained(full_after[key]))
@@ -605,9 +606,7 @@ def find_session_cutters(document: Document) -> frozenset[str]:
     return frozenset(document.find_name(proxy) for proxy in document.proxies if proxy.start in starts)
 
 
-def open_runtime_changes(
-    store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, in_sync: bool
-) -> RuntimeChanges:
+def open_runtime_changes(store: Store, settings: GlobalLines, worker: Worker, *, in_sync: bool) -> RuntimeChanges:
     """Connect to this worker. Raises SessionError where that is not possible."""
     recorded = store.load_served().in_maintenance
     connection = session.open_session(settings, worker)

@@ -19,8 +19,8 @@ from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
+from lbagent.settings import Paths
 from lbagent.state.lock import is_locked
-from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system.log import Log
 
@@ -85,7 +85,7 @@ def prepare_sync(
 def _fetch_status_lines(load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
     """Return the status line of each other load balancer, and the digest of the managed lines here."""
     try:
-        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+        names = [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
         document = config_files.read_config(load_roles().haproxy).document
         status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     except (LbagentError, OSError):
@@ -119,7 +119,7 @@ def ask_peers(
 
     `load_membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
-    names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+    names = [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
     deadline = time.monotonic() + timeout
     pages = {name: peers.parse_page(text) for name, text in _query_pages("", names, log_line).items()}
     known, is_complete, found = load_membership(), True, []

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
-from lbagent.serf.member_list import AgentInfo, MemberList
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.system import processes, subprocess, untrusted_files
 from lbagent.system.processes import Process
 
@@ -69,6 +70,15 @@ def fetch_members() -> MemberList:
 def fetch_info() -> AgentInfo:
     """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
     return _ask(["info", "-format=json"], member_list.parse_info)
+
+
+def fetch_peers() -> tuple[ListedMember, ...]:
+    """Return the other load balancers that the agent knows. Raises TryAgain."""
+    info = fetch_info()
+    role = re.escape(member_list.find_own_role(info))
+    # Serf selects: a list of all members has megabytes. A member may have several roles.
+    listed = _ask(["members", "-format=json", f"-tag=role=.*{role}.*"], member_list.parse_member_list)
+    return member_list.find_peers(listed, info)
 
 
 def fetch_clocks() -> Mapping[str, int]:

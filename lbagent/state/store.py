@@ -15,7 +15,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -38,8 +37,8 @@ from lbagent.membership.peers import Peers
 from lbagent.metrics import Last
 from lbagent.names import are_addresses, are_names, canonical_address
 from lbagent.outcome import PastRun
+from lbagent.settings import Paths
 from lbagent.state import files
-from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
 
 _COLUMNS = ("name", "address", "role", "status", "changed")
@@ -109,7 +108,7 @@ class Store:
         self.paths = paths
 
     def load_membership(self) -> Membership | None:
-        """Return the stored membership; None if there is none. Raises storage.Damaged, OSError."""
+        """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
             return parse_membership(untrusted_files.read_whole_file(self.paths.members))
         except FileNotFoundError:
@@ -212,9 +211,9 @@ class Store:
     def wait_for_answer(self, record: str, seconds: float) -> str | None:
         """Wait up to `seconds` for the answer to a record; None if there is none by then. Raises OSError."""
         deadline = time.monotonic() + seconds
-        seen: tuple[int, int] | None = None
+        seen: tuple[int, int, int] | None = None
         while True:
-            stamp = _read_stamp(self.paths.answers)
+            stamp = files.read_stamp(self.paths.answers)
             if stamp != seen and (answer := self._load_answers().get(record)) is not None:
                 return answer
             seen = stamp
@@ -256,15 +255,6 @@ class Store:
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
-
-
-def _read_stamp(path: str) -> tuple[int, int] | None:
-    """Return inode and mtime of a file; None if it is missing."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: str) -> int:
@@ -329,6 +319,8 @@ def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parse_run(line: bytes) -> PastRun | None:
+    from datetime import datetime  # noqa: PLC0415  # a run only writes the history
+
     try:
         entry = json.loads(line)
         when = datetime.fromisoformat(entry["when"])

@@ -39,7 +39,7 @@ def difference(
 ) -> ServerChanges:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
-    lines = {key: line for key, line in config.list_managed_servers(text).items() if key not in behind}
+    lines = {key: line for key, line in text.managed_servers.items() if key not in behind}
     return ServerChanges(text, KnownServers(lines, behind, sure), _keyed(wanted), table(version))
 
 
@@ -313,7 +313,7 @@ def test_the_changes_of_a_plan_are_parsed() -> None:
     ],
 )
 def test_an_invalid_server_name_is_never_sent(odd: str) -> None:
-    assert config.list_managed_servers(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+    assert document(odd, f"    {WEB2}").managed_servers == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])

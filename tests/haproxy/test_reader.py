@@ -436,5 +436,5 @@ def test_servers_of_an_unread_branch_are_never_changed() -> None:
     text += f".if feature(X)\nbackend e\n{line}.endif\n"
     document = Document([("x", text)])
 
-    assert list(haproxy_config.list_managed_servers(document)) == [("d", "web01")]
+    assert list(document.managed_servers) == [("d", "web01")]
     assert list(haproxy_config.list_uncertain_servers(document)) == [("e", "web01")]
