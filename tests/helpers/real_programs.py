@@ -370,6 +370,10 @@ class LoadBalancer:
         path = self.state / "history.jsonl"
         return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
+    def list_outcomes(self) -> list[str]:
+        """Return the outcomes in history.jsonl, oldest first."""
+        return [entry["outcome"] for entry in self.history()]
+
     def list_spool(self) -> list[str]:
         """Return the names of the events in the spool."""
         spool = self.state / "spool"

@@ -282,9 +282,9 @@ from lbagent.run.engine import Engine
 from lbagent.serf.events import TYPED, parse_command
 from lbagent.serf.raw_event import RawEvent
 from lbagent.system.log import Log
-from lbagent.state.paths import Paths
+from lbagent.settings import Settings
 raw = RawEvent("0" * 16, 0, TYPED, "pause", None, "lb01", b"web01")
-engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
+engine = Engine(Settings({str(lb.roles)!r}, {str(lb.state)!r}), Log())
 print(run_commands([(raw, parse_command(raw, "web01"))], engine, Log(), 0)[0])
 """
 

@@ -179,6 +179,22 @@ def test_an_event_that_arrives_just_after_the_last_run_is_new(
         assert (len(lb.list_spool()), daemon._has_work()) == (1, True)
 
 
+def test_each_stored_event_wakes_the_daemon_when_it_can_be_read(lb: LoadBalancer) -> None:
+    lb.join()  # creates the state directory
+    spool = Spool(str(lb.state / "spool"), 1000)
+    with FileWatcher() as watcher:
+        watcher.watch_folders([], spool.folder)
+        for number in range(200):
+            name = spool.store(b"an event")
+
+            while watcher.wait(30) and name not in spool.list_names():
+                pass
+
+            assert spool.list_names() == [name], number
+            spool.remove([name])
+            watcher.wait(0)
+
+
 def test_without_inotify_the_daemon_polls_each_second(lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left() -> None:
         raise OSError(24, "inotify instance limit reached")

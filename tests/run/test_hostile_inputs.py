@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from tests.helpers import hostile_inputs as hostile
 from tests.helpers.load_balancer_files import LoadBalancerFiles, build_files
 from tests.helpers.real_programs import LBAGENT, binaries

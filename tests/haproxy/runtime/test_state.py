@@ -24,7 +24,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
 
 @pytest.mark.real
 def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
-    lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain 127.0.0.1:1\n"
+    lb.text += b"    server down 127.0.0.1:1 check inter 50ms fall 1\n    server plain [::1]:2\n"
     lb.text += b"    server out 127.0.0.1:1 disabled\n    server drained 127.0.0.1:1\n"
     with Haproxy(lb) as haproxy:
         haproxy.send("set server lb-iis/drained state drain")
@@ -34,10 +34,10 @@ def test_the_answer_of_a_real_haproxy_is_parsed(lb: LoadBalancer) -> None:
 
         wait_until(lambda: said()["lb-iis", "down"].state == "DOWN")
         assert said() == {
-            ("lb-iis", "down"): ServerStats("DOWN", 0, 1),
-            ("lb-iis", "plain"): ServerStats("no check", 0, 1),
-            ("lb-iis", "out"): ServerStats("MAINT", 0, 1),
-            ("lb-iis", "drained"): ServerStats("DRAIN", 0, 1),
+            ("lb-iis", "down"): ServerStats("DOWN", 0, 1, "127.0.0.1:1"),
+            ("lb-iis", "plain"): ServerStats("no check", 0, 1, "[::1]:2"),
+            ("lb-iis", "out"): ServerStats("MAINT", 0, 1, "127.0.0.1:1"),
+            ("lb-iis", "drained"): ServerStats("DRAIN", 0, 1, "127.0.0.1:1"),
         }
 
 
