@@ -16,6 +16,7 @@ from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
+from lbagent.planning.lines import ProxyLines
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
@@ -24,7 +25,6 @@ from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
 from lbagent.state.lock import RUN_WAIT, acquire_lock
-from lbagent.status.nodes import NOT_MANAGED, list_server_states
 from lbagent.system.log import Log
 
 _WOULD_CHANGE, _BLOCKED, _REFUSED = 2, 3, 4
@@ -110,10 +110,12 @@ def _format_outcome(engine: Engine, outcome: Outcome) -> str:
 
 def _format_no_changes(document: Document, roles: Roles, membership: Membership) -> str:
     """Return `No changes: N nodes, M lines.`, with the counts of haproxy.cfg."""
-    by_node = list_server_states(document, roles, membership.members, {})
-    nodes = sum(any(server.line != NOT_MANAGED for server in servers) for servers in by_node.values())
-    lines = sum(len(proxy.managed) for proxy in document.proxies)
-    return f"No changes: {format_count(nodes, 'node')}, {format_count(lines, 'line')}."
+    pairs, nodes, lines = roles.list_pairs(), set[str](), 0
+    for proxy in document.proxies:
+        found = ProxyLines(proxy, roles, pairs, membership.members)
+        nodes |= {found.find_node(line) for line in proxy.managed}
+        lines += len(proxy.managed)
+    return f"No changes: {format_count(len(nodes), 'node')}, {format_count(lines, 'line')}."
 
 
 # Preview

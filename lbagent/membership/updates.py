@@ -26,6 +26,7 @@ from lbagent.membership.model import (
     Membership,
     Pause,
     PauseCommand,
+    Table,
     as_table,
     find_member,
     find_members_in_any_case,
@@ -458,12 +459,27 @@ def merge_member_list(
     or with `force`.
     """
     draft = MembershipDraft(membership)
-    others = [one for one in listing.members if one.name != myself]
+    table = as_table(membership.members)
+    others = [one for one in listing.members if one.name != myself and not _is_as_known(table, one)]
     for kind, lines in _build_event_lines(draft, others).items():
         apply_member_event(draft, MemberEvent(kind, tuple(lines), (), exact=True), now)
     draft.add_cause("no longer listed by Serf:", _mark_lost(draft, listing, now, force=force))
     causes = tuple(f"sync: {cause}" for cause in draft.causes)
     return UpdateResult(draft.membership, {}, causes, draft.all_warnings)
+
+
+def _is_as_known(table: Table, one: ListedMember) -> bool:
+    """Return whether an alive member is known as it is listed, so that an event would change nothing.
+
+    Ten thousand of them are normal.
+    """
+    row, columns = table.find_row(one.name), table.columns
+    if row is None or (one.status, columns.statuses[row]) != ("alive", ALIVE):
+        return False
+    if (one.address, one.role) != (columns.addresses[row], columns.roles[row]):
+        return False
+    known = table.special.get(one.name)
+    return known.tags == one.tags and not (known.last_commands or known.elsewhere) if known else not one.tags
 
 
 def _build_event_lines(draft: MembershipDraft, listed: list[ListedMember]) -> dict[str, list[MemberLine]]:

@@ -51,6 +51,8 @@ class Engine:
         """Nothing is read yet."""
         self.paths, self._roles_path, self._log = settings.paths, settings.roles, log
         self.store = Store(self.paths)
+        self._roles: tuple[bytes, Roles] | None = None
+        """The content of roles.yml that was read last, and its roles."""
         self.spool = Spool(self.paths.spool, RECORD_LIMIT)
         self.membership = Membership()
         self.plan: Plan | None = None
@@ -72,6 +74,12 @@ class Engine:
             content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
+        if self._roles and self._roles[0] == content and not cache_result:
+            return self._roles[1]
+        self._roles = content, self._parse_roles(content, cache_result=cache_result)
+        return self._roles[1]
+
+    def _parse_roles(self, content: bytes, *, cache_result: bool) -> Roles:
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return model.deserialize_roles(self.store.load_roles_cache(key))

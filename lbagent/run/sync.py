@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
@@ -56,11 +56,14 @@ def prepare_sync(
     all events are applied. It raises TryAgain if Serf is not reachable, or lists no node of any role. With `store`,
     peers.json is written.
     """
-    asked_at, answers = int(time.time()), PeerAnswers()
+    asked_at, answers, status_lines, digest = int(time.time()), PeerAnswers(), dict[str, str](), ""
     # Serf's list, or the run, fails with the same error, and logs it.
     with contextlib.suppress(LbagentError, OSError):
-        answers = ask_peers(load_membership, log_line)
-    status_lines, digest = _fetch_status_lines(load_roles) if store else ({}, "")
+        names = _fetch_alive_peers()
+        with contextlib.suppress(LbagentError, OSError):
+            answers = ask_peers(names, load_membership, log_line)
+        if store:
+            status_lines, digest = _fetch_status_lines(names, load_roles)
 
     def merge_sync(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
@@ -82,14 +85,18 @@ def prepare_sync(
     return merge_sync
 
 
-def _fetch_status_lines(load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
-    """Return the status line of each other load balancer, and the digest of the managed lines here."""
-    try:
-        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
-        document = config_files.read_config(load_roles().haproxy).document
-        status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
-    except (LbagentError, OSError):
-        return {}, ""
+def _fetch_alive_peers() -> list[str]:
+    """Return the names of the other load balancers that are alive. Raises TryAgain."""
+    return [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
+
+
+def _fetch_status_lines(names: Collection[str], load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
+    """Return the status line of each of these load balancers, and the digest of the managed lines here.
+
+    Raises TryAgain, RolesRefused, OSError.
+    """
+    document = config_files.read_config(load_roles().haproxy).document
+    status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     return status_lines, document.compute_digest() if document.has_managed_lines else "none"
 
 
@@ -113,15 +120,19 @@ class PeerAnswers(NamedTuple):
 
 
 def ask_peers(
-    load_membership: Callable[[], Membership], log_line: Callable[[str], None], timeout: float = _SYNC_TIMEOUT
+    names: Sequence[str],
+    load_membership: Callable[[], Membership],
+    log_line: Callable[[str], None],
+    timeout: float = _SYNC_TIMEOUT,
 ) -> PeerAnswers:
-    """Ask all load balancers that are alive. `log_line` is called with each failure. Raises TryAgain.
+    """Ask these load balancers. `log_line` is called with each failure.
 
     `load_membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
-    names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+    if not names:
+        return PeerAnswers(is_complete=True)
     deadline = time.monotonic() + timeout
-    pages = {name: peers.parse_page(text) for name, text in _query_pages("", names, log_line).items()}
+    pages = {name: peers.parse_page(text) for name, text in _query_pages("", [*names], log_line).items()}
     known, is_complete, found = load_membership(), True, []
     for name in names:
         page = pages.get(name)
@@ -183,10 +194,10 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.peers_asked_at
     if not membership.peers_asked_at or ago < 0:
         return False
-    running = agent.find_running_agent()
-    if running is None:
+    started = agent.find_start_time()
+    if started is None:
         return ago < _CONTACT_WINDOW
-    if running.process.start_time > membership.peers_asked_at:
+    if started > membership.peers_asked_at:
         return False
     return ago < _CONTACT_WINDOW or not is_locked(paths.watch_lock)
 
@@ -195,7 +206,10 @@ def merge_peer_pauses(membership: Membership, log: Log) -> UpdateResult:
     """Return `membership` merged with the pauses of other load balancers; unchanged if Serf is not reachable."""
     now = int(time.time())
     try:
-        answers, clocks = ask_peers(lambda: membership, log.info, _EVENT_TIMEOUT), agent.fetch_clocks()
+        answers, clocks = (
+            ask_peers(_fetch_alive_peers(), lambda: membership, log.info, _EVENT_TIMEOUT),
+            agent.fetch_clocks(),
+        )
     except TryAgain as error:
         log.info(str(error))
         return UpdateResult(membership, {}, (), ())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
-from lbagent.serf.member_list import AgentInfo, MemberList
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.system import processes, subprocess, untrusted_files
 from lbagent.system.processes import Process
 
@@ -69,6 +70,15 @@ def fetch_members() -> MemberList:
 def fetch_info() -> AgentInfo:
     """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
     return _ask(["info", "-format=json"], member_list.parse_info)
+
+
+def fetch_peers() -> tuple[ListedMember, ...]:
+    """Return the other load balancers that the agent knows. Raises TryAgain."""
+    info = fetch_info()
+    role = re.escape(member_list.find_own_role(info))
+    # Serf selects: a list of all members has megabytes. A member may have several roles.
+    listed = _ask(["members", "-format=json", f"-tag=role=.*{role}.*"], member_list.parse_member_list)
+    return member_list.find_peers(listed, info)
 
 
 def fetch_clocks() -> Mapping[str, int]:
@@ -316,6 +326,23 @@ def find_running_agent() -> Agent | None:
             if processes.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
+
+
+_known_agent: tuple[str, Process] | None = None
+"""The agent that `find_start_time` found last, with the RPC address in $SERF_RPC_ADDR."""
+
+
+def find_start_time() -> float | None:
+    """Return when the agent at the RPC address started, in epoch seconds; None if none is found.
+
+    While an agent that was found runs, no other one is looked for: the process table is long.
+    """
+    global _known_agent  # noqa: PLW0603  # one agent per process of lbagent
+    asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+    if _known_agent is None or _known_agent[0] != asked or not processes.is_running(*_known_agent[1].identity):
+        found = find_running_agent()
+        _known_agent = (asked, found.process) if found else None
+    return _known_agent[1].start_time if _known_agent else None
 
 
 def _read_agent(process: Process, argv: Sequence[str]) -> Agent:

@@ -250,25 +250,6 @@ def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: LoadBalancer) -> 
         assert haproxy.reloads() == (3, 0)
 
 
-@pytest.mark.parametrize("command", ["[sh, -c, 'echo cannot; exit 3']", "[/no/such/program]"])
-def test_a_failed_reload_command_restores_the_previous_managed_lines(lb: LoadBalancer, command: str) -> None:
-    with Haproxy(lb) as haproxy:
-        lb.join(WEB[1])
-        lb.roles.write_text(lb.fill_template(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
-        before, reloads = lb.text, haproxy.reloads()
-
-        status, words = read_result(lb.join(WEB[2]))
-        again = lb.join(WEB[3]).returncode
-
-        reasons = {"[sh": "sh -c echo cannot; exit 3 ended with 3: cannot", "[/n": "/no/such/program cannot be run: "}
-        assert status == 5
-        assert words.startswith(f"lbagent: {reasons[command[:3]]}")
-        assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert again == 5
-        assert (lb.text, lb.list_staged(), haproxy.reloads()) == (before, [], reloads)
-        assert list(haproxy.servers()) == ["web01"]
-
-
 # Refused lines of single nodes
 
 TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|weight}} 10"\n    interval:')

@@ -216,7 +216,7 @@ def ask(address: str, command: str, timeout: float) -> str:
 def ask_any(settings: GlobalLines, command: str, parse: Callable[[str], _Parsed], timeout: float) -> _Parsed | None:
     """Return the answer of the first stats socket that gives one, parsed; None if none does. `timeout` is in seconds.
 
-    What `parse` raises a ValueError for is no answer.
+    A text for which `parse` raises a ValueError is ignored.
     """
     for address in list_stats_sockets(settings):
         with contextlib.suppress(OSError, ValueError):
