@@ -17,7 +17,7 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests; on Debian 12 also with the HAProxy of later releases, which it downloads
+test: $(VENV)/.dev  ## all tests, ten minutes; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
