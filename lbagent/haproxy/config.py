@@ -214,12 +214,12 @@ class Document:
     def __init__(
         self,
         files: Sequence[tuple[str, str]],
-        environ: Callable[[], Mapping[str, str] | None] = lambda: None,
+        read_environment: Callable[[], Environment] = Environment,
     ) -> None:
         """`files` are pairs of name and text; names are used in messages only.
 
-        `environ` returns the variables of the running HAProxy, None where they are unknown. It is called only if the
-        text depends on them. What is written never depends on them, only what is queried from and sent to HAProxy.
+        `read_environment` returns the environment of the running HAProxy. It is called only if the text depends on it.
+        What is written never depends on it, only what is queried from and sent to HAProxy.
         """
         self.lines: list[str] = []
         self.proxies: list[Proxy] = []
@@ -232,7 +232,7 @@ class Document:
         self.is_conditional = False
         """Whether HAProxy may not read all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
-        self._environ = environ
+        self._read_running = read_environment
         self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
         self._environment = Environment()
@@ -257,12 +257,21 @@ class Document:
         """
         return self._effective_config.find_server(line)
 
-    def bind_environment(self, environ: Callable[[], Mapping[str, str] | None]) -> Document:
-        """Return this document as the HAProxy reads it whose variables `environ` returns."""
-        if not self._open:
+    def resolve_operator_server(self, server: OperatorServer) -> OperatorServer:
+        """Return an operator's line with the variables of the running HAProxy; as written where they are unknown."""
+        environment = self._read_running()
+        self._read_with(environment)  # `setenv` in `global`
+        words, sure = split_words(self.lines[server.at], environment)
+        if not sure or len(words) <= 2:  # noqa: PLR2004  # server NAME ADDRESS
+            return server
+        return parse_operator_server(server.at, server.marker, server.text, words)
+
+    def bind_environment(self, read_environment: Callable[[], Environment]) -> Document:
+        """Return this document as the HAProxy reads it whose environment `read_environment` returns."""
+        if not self._open and not any("$" in line.endpoint for one in self.proxies for line in one.operator_servers):
             return self
         fresh = copy.copy(self)
-        fresh._environ = environ  # noqa: SLF001  # the same class
+        fresh._read_running = read_environment  # noqa: SLF001  # the same class
         for name in ("_effective_config", "managed_servers"):
             fresh.__dict__.pop(name, None)
         return fresh
@@ -270,7 +279,7 @@ class Document:
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)
-        return Document([*zip(names, texts, strict=True)], self._environ)
+        return Document([*zip(names, texts, strict=True)], self._read_running)
 
     def find_proxies(self, name: str) -> list[Proxy]:
         """Return the proxies with servers that the running HAProxy calls `name`."""
@@ -336,7 +345,7 @@ class Document:
         return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
     def _read_environment(self) -> Environment:
-        return Environment(self._environ() if self._open else None)
+        return self._read_running() if self._open else Environment()
 
     def locate(self, at: int) -> str:
         """Return FILE:LINE of a line, counted from 1 in its own file."""
@@ -620,6 +629,19 @@ def list_uncertain_servers(document: Document) -> Lines:
         for proxy, line in lines
         if not document.is_conditional or document.find_server(line.at)[1] is None
     }
+
+
+def is_stray(document: Document, key: Key) -> bool:
+    """Return whether no line of `document` declares this server, in a proxy where lbagent manages servers."""
+    proxies = document.find_proxies(key[0])
+    if not any(proxy.markers or proxy.managed for proxy in proxies):
+        return False
+    return not any(
+        any(line.name == key[1] for line in proxy.operator_servers)
+        or any(line.name == key[1] and not line.is_comment for line in proxy.managed)
+        or any(template.names(key[1]) for template in proxy.templates)
+        for proxy in proxies
+    )
 
 
 def parse_change(text: str) -> tuple[Key, str]:

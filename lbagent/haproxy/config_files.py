@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from lbagent.haproxy import process
+from lbagent.haproxy import validation
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.reader import Environment
 from lbagent.haproxy.runtime import session, state
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.roles.model import HaproxySettings
@@ -87,7 +88,7 @@ def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return ConfigSnapshot(targets, build_document(targets, lambda: process.read_environment(settings.config)))
+    return ConfigSnapshot(targets, build_document(targets, lambda: validation.read_environment(settings.config)))
 
 
 def read_previous(scene: ConfigSnapshot) -> Document | None:
@@ -118,11 +119,10 @@ def query_server_states(document: Document) -> Stats:
     return session.ask_any(document.settings, state.STATS_COMMAND, state.parse_stats, _QUERY_TIMEOUT) or {}
 
 
-def build_document(
-    targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
-) -> Document:
-    """Return the files as one document; `environ` returns the variables of the running HAProxy."""
-    return _parse_files(tuple((target.given, decode(target.content)) for target in targets)).bind_environment(environ)
+def build_document(targets: Sequence[Target], read_environment: Callable[[], Environment] = Environment) -> Document:
+    """Return the files as one document; `read_environment` returns the environment of the running HAProxy."""
+    files = tuple((target.given, decode(target.content)) for target in targets)
+    return _parse_files(files).bind_environment(read_environment)
 
 
 @lru_cache(maxsize=1)

@@ -54,34 +54,26 @@ def find_haproxy(
     """
     if known and (now := _refresh(known, config)):
         return now
-    candidates = processes.find_processes("haproxy")
-    pids = {one.pid for one in candidates}
-    roots = [one for one in candidates if one.parent not in pids and _runs_config(one, config)]
-    declared = any(words[:1] == ["master-worker"] for words in settings)
-    found = []
-    for root in roots:
-        workers = [one for one in candidates if one.parent == root.pid]
-        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(RunningHaproxy(root, _find_serving_process(workers) or root, is_master, max(len(workers) - 1, 0)))
+    found = list_haproxys(config, declared=any(words[:1] == ["master-worker"] for words in settings))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose_by_witnesses(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
-def read_environment(config: Sequence[str]) -> dict[str, str] | None:
-    """Return the variables of the HAProxy that reads these files; those of this process if none runs.
+def list_haproxys(config: Sequence[str], *, declared: bool = False) -> list[RunningHaproxy]:
+    """Return every HAProxy that was started with a file or directory in `config`.
 
-    None if they may not be read, or differ between several processes.
+    `declared`: whether `global` has `master-worker`.
     """
     candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
-    found = [
-        _drop_own_variables(one.environ) for one in candidates if one.parent not in pids and _runs_config(one, config)
-    ]
-    if not found:
-        return read_own_environ()
-    return found[0] if found[0] and all(one == found[0] for one in found) else None
+    found = []
+    for root in (one for one in candidates if one.parent not in pids and _runs_config(one, config)):
+        workers = [one for one in candidates if one.parent == root.pid]
+        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
+        found.append(RunningHaproxy(root, _find_serving_process(workers) or root, is_master, max(len(workers) - 1, 0)))
+    return found
 
 
 def read_own_environ() -> dict[str, str]:

@@ -108,6 +108,13 @@ class Process(NamedTuple):
         except OSError:
             return None
 
+    def runs_program(self, program: os.stat_result) -> bool:
+        """Return whether it executes this very file; not if the file was replaced since, or that may not be read."""
+        try:
+            return os.path.samestat(os.stat(f"/proc/{self.pid}/exe"), program)
+        except OSError:
+            return False
+
     def defers_signal(self, signal: int) -> bool:
         """Return whether the process blocks this signal, or has it pending. Visible to any user."""
         return self._has_signal(signal, b"SigBlk", b"ShdPnd", b"SigPnd")

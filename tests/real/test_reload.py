@@ -114,6 +114,20 @@ def test_a_good_reload_is_confirmed_by_its_worker(way: RunMode) -> None:
         assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != before
 
 
+@pytest.mark.parametrize("way", [RunMode(version, "-W", True, False) for version in VERSIONS], ids=str)  # noqa: FBT003  # without -S
+def test_reloads_in_a_row_do_not_wait_for_the_time_limit(way: RunMode) -> None:
+    """Since 3.1 the environment of a master does not show that a reload has ended."""
+    with way.running() as (lb, haproxy):
+        # A run that waits for this limit is ended by the helper's own one, 120 seconds.
+        lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 300s"))
+
+        ends = [lb.join(member_line(f"web0{number}", f"127.0.0.1{number}")) for number in range(1, 5)]
+
+        assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 4
+        assert haproxy.reloads() == (4, 0)
+        assert set(haproxy.servers()) == {"web01", "web02", "web03", "web04"}
+
+
 @every_way
 def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_done(way: RunMode) -> None:
     with way.running() as (lb, haproxy), occupy_port() as port:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Container, Iterable, Mapping
-from functools import partial
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
@@ -33,7 +32,7 @@ STATS_COMMAND = "show stat -1 4 -1"
 """Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
 
 _COLUMNS = ("pxname", "svname", "type", "status", "scur")
-_WEIGHT = "weight"
+_WEIGHT, _ADDRESS = "weight", "addr"
 _SERVER = "2"
 
 
@@ -59,22 +58,27 @@ class ServerState(NamedTuple):
 def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
     version, *lines = answer.splitlines() or [""]
-    if version != "1":
+    if version != STATES_VERSION:
         raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
-    rows = [line.split(None, _FIELDS) for line in lines if not line.startswith("#")]
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
         raise ValueError("has truncated rows")
     return {(row[1], row[3]): _parse_state(row) for row in rows}
 
 
-_make_state: Callable[[tuple[str, int, bool, bool, bool]], ServerState] = partial(tuple.__new__, ServerState)
-"""Constructor of ServerState at half the cost: ten thousand of them are normal."""
-
-
 def _parse_state(row: list[str]) -> ServerState:
     admin = int(row[6])
-    draining = admin & _OUT == _DRAIN
-    return _make_state((row[4], int(row[18]), admin & _OUT != 0, int(row[12]) > 0, draining))
+    draining = bool(admin & _DRAIN and not admin & _MAINT)
+    return ServerState(
+        address=row[4],
+        port=int(row[18]),
+        out=bool(admin & _OUT),
+        passed=int(row[12]) > 0,
+        draining=draining,
+        down=int(row[5]) == _STOPPED and admin == 0,
+        checked=int(row[13]) & _CHECKED == _CHECKED,
+        row=" ".join(row),
+    )
 
 
 def _is_at(state: ServerState, address: str, port: int) -> bool:
@@ -117,6 +121,8 @@ class ServerStats(NamedTuple):
     """Number of open sessions."""
     weight: int | None = None
     """The effective weight; without one (0) a server gets no new clients."""
+    endpoint: str | None = None
+    """ADDRESS:PORT that it connects to; None where HAProxy does not show it."""
 
 
 Stats = Mapping[tuple[str, str], ServerStats]
@@ -131,14 +137,17 @@ def parse_stats(answer: str) -> Stats:
     try:
         header = next(rows)
         proxy, server, kind, state, sessions = map(header.index, _COLUMNS)
-        weight = header.index(_WEIGHT) if _WEIGHT in header else None
+        weight, address = (header.index(name) if name in header else None for name in (_WEIGHT, _ADDRESS))
         # Complete rows only: an answer may be truncated.
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
     return {
         (row[proxy], row[server]): ServerStats(
-            row[state], _parse_number(row[sessions]), None if weight is None else _parse_number(row[weight])
+            row[state],
+            _parse_number(row[sessions]),
+            None if weight is None else _parse_number(row[weight]),
+            None if address is None else row[address] or None,
         )
         for row in found
     }
