@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long faults mutation histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -49,6 +49,12 @@ fuzz: $(VENV)/.dev  ## 100,000 hostile inputs from the handler to haproxy.cfg; f
 
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
+
+faults: $(VENV)/.dev  ## every system call of a run fails once; an hour and a half
+	@LBAGENT_STEPS=1 $(BIN)/python -m pytest -n 2 -q -rA tests/real/test_every_step.py
+
+mutation: $(VENV)/.dev  ## 400 mutants of the pure modules, and the tests that notice them; twenty minutes, ALL=1 for all
+	@$(BIN)/python -m tests.mutation $(if $(ALL),--all)
 
 histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a model; a quarter of an hour, HISTORIES=N for N of each kind
 	@LBAGENT_HISTORIES=$(or $(HISTORIES),5500) $(BIN)/python -m pytest -q -rP -n 2 tests/membership/test_pauses_model.py

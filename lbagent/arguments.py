@@ -164,8 +164,8 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     verbs_by_name: dict[str, _Parser] = {}
     for name, summary, configure in (
-        ("handle", "the Serf event handler; reads SERF_* and stdin", _configure_handle),
-        ("plan", "show pending changes as a diff; exits 2 if there are any", _configure_plan),
+        ("handle", "the Serf event handler; reads SERF_* and stdin", _take_no_options(handle)),
+        ("plan", "show pending changes as a diff; exits 2 if there are any", _take_no_options(plan_apply_sync.plan)),
         ("apply", "apply pending changes to haproxy.cfg and HAProxy", _configure_apply),
         ("sync", "refresh membership from Serf, then apply", _configure_sync),
         ("render", "print a haproxy.cfg with the managed lines, for configuration management", _configure_render),
@@ -174,7 +174,7 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("forget", "remove dead nodes and their pauses, on all load balancers", _configure_forget),
         ("status", "show nodes, HAProxy's view of them, and problems", _configure_status),
         ("check", "check the installation and the configuration; exits 1 if there are errors", _configure_check),
-        ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _configure_watch),
+        ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _take_no_options(watch)),
         ("web", "serve a web page of the pair: nodes, history, pause and resume; metrics and an API", _configure_web),
     ):
         verb = subparsers.add_parser(
@@ -207,12 +207,8 @@ def _add_global_options(parser: argparse.ArgumentParser, *, hidden: bool = False
         parser.add_argument(*names, **changed)
 
 
-def _configure_handle(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=lambda _: handle)
-
-
-def _configure_plan(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=lambda _: plan_apply_sync.plan)
+def _take_no_options(verb: Callable[[Settings, Log], int]) -> Callable[[argparse.ArgumentParser], None]:
+    return lambda parser: parser.set_defaults(verb=lambda _: verb)
 
 
 def _configure_apply(parser: argparse.ArgumentParser) -> None:
@@ -277,10 +273,6 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     parser.add_argument("--quiet", action="store_true", help="print only warnings and errors")
     parser.set_defaults(verb=lambda found: check(found.json, found.quiet))
-
-
-def _configure_watch(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=lambda _: watch)
 
 
 def _configure_web(parser: argparse.ArgumentParser) -> None:

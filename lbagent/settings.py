@@ -1,7 +1,11 @@
-"""Settings of every command: command line options first, then environment variables, then defaults."""
+"""Settings of every command, and the files of the state directory.
+
+Command line options come first, then environment variables, then defaults.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from collections.abc import Mapping
 
@@ -10,6 +14,83 @@ DEFAULT_STATE_DIR = "/var/lib/lbagent"
 DEFAULT_RUNTIME_DIR = "/run/lbagent"
 STATUS_SOCKET = "status.sock"
 """Name of the daemon's status socket in the runtime directory."""
+
+
+class Paths:
+    """The files of the state directory."""
+
+    __slots__ = ("folder",)
+
+    def __init__(self, folder: str) -> None:
+        """`folder` is the state directory."""
+        self.folder = folder
+
+    @property
+    def spool(self) -> str:
+        """Directory of the events that are not applied to membership yet."""
+        return os.path.join(self.folder, "spool")
+
+    @property
+    def bad(self) -> str:
+        """Directory of files set aside because they are not valid events."""
+        return os.path.join(self.spool, "bad")
+
+    @property
+    def lock(self) -> str:
+        """Lock file of a run: its holder may update membership, plan and apply."""
+        return os.path.join(self.folder, "lock")
+
+    @property
+    def watch_lock(self) -> str:
+        """Lock file that a running `watch` holds."""
+        return os.path.join(self.folder, "watch.lock")
+
+    @property
+    def members(self) -> str:
+        """Membership, with pauses."""
+        return os.path.join(self.folder, "members.json")
+
+    @property
+    def served(self) -> str:
+        """What HAProxy last confirmed."""
+        return os.path.join(self.folder, "served.json")
+
+    @property
+    def roles(self) -> str:
+        """Cached copy of roles.yml."""
+        return os.path.join(self.folder, "roles.json")
+
+    @property
+    def answers(self) -> str:
+        """Answers to queries, written for handlers that may not apply changes themselves."""
+        return os.path.join(self.folder, "answers.json")
+
+    @property
+    def history(self) -> str:
+        """History: one JSON line per change."""
+        return os.path.join(self.folder, "history.jsonl")
+
+    @property
+    def last(self) -> str:
+        """Times of the last run, event, change, reload and sync."""
+        return os.path.join(self.folder, "last.json")
+
+    @property
+    def peers(self) -> str:
+        """The other load balancers, as the last sync saw them."""
+        return os.path.join(self.folder, "peers.json")
+
+    @property
+    def metrics(self) -> str:
+        """Metrics for node_exporter's textfile collector."""
+        return os.path.join(self.folder, "metrics.prom")
+
+    def prepare(self) -> None:
+        """Create the missing directories. Raises OSError."""
+        if not os.path.isdir(self.spool):
+            # One by one: makedirs applies its mode to the last directory only.
+            for folder in (self.folder, self.spool):
+                os.makedirs(folder, mode=0o750, exist_ok=True)
 
 
 _Fields = namedtuple("_Fields", "roles state_dir verbose", defaults=[False])  # noqa: PYI024  # `typing` takes longer to import than an event to store
@@ -23,6 +104,11 @@ class Settings(_Fields):
     verbose: bool
 
     __slots__ = ()
+
+    @property
+    def paths(self) -> Paths:
+        """The paths in the state directory."""
+        return Paths(self.state_dir)
 
 
 def load_settings(environ: Mapping[str, str], roles: str | None, state_dir: str | None, *, verbose: bool) -> Settings:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.state.spool import Spool
 from tests.helpers.real_programs import LoadBalancer, SerfAgent, member_line, wait_until
 
@@ -24,8 +24,8 @@ GROWTH_LIMIT = 1.5
 """Limit, in MiB, of the growth from the first tenth to the end."""
 
 _DAEMON = (
-    "from lbagent import cli; from lbagent.daemon import schedule; "
-    "schedule.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
+    "from lbagent import cli; from lbagent.daemon import daemon; "
+    "daemon.SYNC_EVERY = {every}; raise SystemExit(cli.main(['watch']))"
 )
 _CONFIG = """\
 listen lb-iis

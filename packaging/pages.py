@@ -22,8 +22,7 @@ import lbagent
 from lbagent import arguments
 from lbagent.roles import keys
 from lbagent.roles.model import PLACEHOLDERS
-from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR
-from lbagent.state.paths import Paths
+from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Paths
 
 RELEASED = "2026-11-21"
 """Date of the version that the page describes, so that the same version gives the same page."""

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import lbagent
 from lbagent import metrics
 from lbagent.haproxy.config import Document, digest_lines
-from lbagent.membership.model import FAILED, Member, Quarantine
+from lbagent.membership.model import FAILED, Member, Quarantine, count_paused, find_pause_starts
 from lbagent.metrics import RELOAD_BOUNDS, RUN_BOUNDS, Histogram, Last, Numbers, PeerCounts
-from lbagent.planning import lines as planning_services
+from lbagent.planning import lines as planning_lines
 from lbagent.planning.plan import PlanOptions
 from lbagent.roles.model import Pair, Roles
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.state.store import Store
 from tests.helpers import builders as building
 from tests.helpers.builders import NOW, POISON, membership_of, nearly_valid, parse_roles_text, paused_member, plan_for
@@ -256,13 +256,13 @@ def count_servers(*members: Member, roles: Roles = TWO) -> dict[str, tuple[int, 
     """Return the numbers of servers in, paused, failed and quarantined, by pair."""
     membership = membership_of(*members)
     plan = plan_for(FARM, roles, membership, PlanOptions(kept=frozenset()))
-    found = planning_services.count_servers(plan.managed_lines, roles, membership)
+    found = planning_lines.count_servers(plan.managed_lines, roles, membership)
     (text,) = plan.after
     assert (
-        planning_services.count_servers(planning_services.list_managed_lines(Document([("", text)])), roles, membership)
+        planning_lines.count_servers(planning_lines.list_managed_lines(Document([("", text)])), roles, membership)
         == found
     )
-    return {pair.middle: tuple(states[state] for state in planning_services.STATES) for pair, states in found.items()}
+    return {pair.middle: tuple(states[state] for state in planning_lines.STATES) for pair, states in found.items()}
 
 
 def test_a_pair_without_a_marker_has_no_lines() -> None:
@@ -302,11 +302,11 @@ def test_a_failed_node_that_may_have_no_line_is_not_counted(on_failed: str, addr
 def test_a_failed_node_whose_line_is_missing_is_not_counted() -> None:
     roles = parse_roles_text(STRICT.replace("REMOVE", "keep"))
     membership = membership_of(building.member("web1", "10.0.0.1", status=FAILED))
-    lines = planning_services.list_managed_lines(Document([("", FARM)]))
+    lines = planning_lines.list_managed_lines(Document([("", FARM)]))
 
-    assert planning_services.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
+    assert planning_lines.count_servers(lines, roles, membership)[Pair("lb", "iis")]["failed"] == 0
     removing = parse_roles_text(STRICT.replace("REMOVE", "remove"))
-    assert planning_services.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
+    assert planning_lines.count_servers(lines, removing, membership)[Pair("lb", "iis")]["failed"] == 1
 
 
 def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
@@ -319,8 +319,8 @@ def test_only_pauses_of_nodes_in_the_cluster_count() -> None:
     namesake = building.member("web5", "10.0.0.1")
     membership = membership_of(there, failed._replace(status=FAILED), left, tagged, namesake)
 
-    assert planning_services.count_paused(membership) == 4  # the pause of web1 applies to its address
-    assert planning_services.find_pause_starts(membership) == {
+    assert count_paused(membership) == 4  # the pause of web1 applies to its address
+    assert find_pause_starts(membership) == {
         name: pause.since for name in ("web1", "web2") if (pause := membership.members[name].pause)
     }
 
@@ -431,7 +431,7 @@ def read_samples(lb: LoadBalancer) -> dict[str, float]:
 def read_server_counts(lb: LoadBalancer) -> tuple[float, ...]:
     """Return the numbers of servers in, paused, failed and quarantined."""
     found = read_samples(lb)
-    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_services.STATES)
+    return tuple(found[f'servers{{section="lb",service="iis",state="{state}"}}'] for state in planning_lines.STATES)
 
 
 def read_last_run(lb: LoadBalancer) -> tuple[float, float | None, float]:
@@ -653,7 +653,7 @@ def test_the_page_has_the_labels_of_every_metric() -> None:
 
 
 def test_the_page_has_every_state_and_every_verdict() -> None:
-    assert [state.strip("`") for state, _ in read_table(2)] == list(planning_services.STATES)
+    assert [state.strip("`") for state, _ in read_table(2)] == list(planning_lines.STATES)
     assert {verdict.strip("`") for verdict, *_ in read_table(3)} == set(metrics.VERDICTS)
 
 

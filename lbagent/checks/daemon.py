@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from lbagent.checks.files import Account, may_access
 from lbagent.checks.finding import Finding, Kind, error, ok, unreadable, warning
 from lbagent.metrics import Last
-from lbagent.settings import Settings, load_settings
+from lbagent.settings import Paths, Settings, load_settings
 from lbagent.state.lock import is_locked, list_holders
-from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system import processes
 from lbagent.system.processes import Process

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from lbagent.checks.finding import Finding, Kind, error, ok, unreadable, warning
 from lbagent.names import format_count
+from lbagent.settings import Paths
 from lbagent.state import files
-from lbagent.state.paths import Paths
 from lbagent.state.store import Damaged, Store
 from lbagent.system.processes import Process
 

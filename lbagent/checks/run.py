@@ -14,11 +14,12 @@ import lbagent
 from lbagent.checks import daemon, files, haproxy, markers, roles, serf
 from lbagent.checks.files import Account
 from lbagent.checks.finding import Finding, Kind, Severity, Subject, error, has_error, ok, unreadable, warning
+from lbagent.checks.haproxy import Validator, VerdictUnknown
 from lbagent.checks.markers import PendingWork
 from lbagent.checks.roles import find_refused_lines
 from lbagent.errors import LbagentError, Refused, RolesRefused
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import ConfigSnapshot, Validator, VerdictUnknown
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
 from lbagent.planning.plan import Preview, make_preview
@@ -29,7 +30,6 @@ from lbagent.serf import agent
 from lbagent.serf.agent import Agent, list_event_handlers, list_join_addresses
 from lbagent.serf.member_list import AgentInfo
 from lbagent.settings import Settings
-from lbagent.state.paths import Paths
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log, format_error, format_error_lines
 
@@ -95,7 +95,7 @@ class _Checks:
     """The checks in the order in which they run; later ones use what earlier ones have read."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
-        self._settings, self._paths, self._log = settings, Paths(settings.state_dir), log
+        self._settings, self._paths, self._log = settings, settings.paths, log
         self._roles: Roles | None = None
         self._key_lines: Mapping[roles.KeyPath, int] = {}
         self._snapshot: ConfigSnapshot | None = None
@@ -181,7 +181,7 @@ class _Checks:
             self._obstacle = "roles.yml is invalid"
             return
         try:
-            self._membership = Engine(self._paths, self._settings.roles, self._log).preview_membership(self._roles)
+            self._membership = Engine(self._settings, self._log).preview_membership(self._roles)
             self._preview = make_preview(document, self._roles, self._membership)
         except (Refused, OSError) as failure:
             self._obstacle = format_error(failure)
@@ -252,7 +252,7 @@ class _Checks:
             else:
                 yield warning(Kind.DRIFT, "", text, "fix that, then run `lbagent check` again")
             return
-        engine, members = Engine(self._paths, self._settings.roles, self._log), self._membership.members
+        engine, members = Engine(self._settings, self._log), self._membership.members
         quarantines = ((name, members[name].quarantine) for name in sorted(self._preview.quarantined))
         quarantined = tuple((name, one.reason) for name, one in quarantines if one)
         served = engine.store.load_served()
@@ -273,7 +273,7 @@ class _Checks:
         yield from files.check_replaceable(targets)
 
     def check_agent(self) -> Iterator[Finding]:
-        self._agent = serf.find_running()
+        self._agent = agent.find_running_agent()
         found = serf.fetch_info()
         if isinstance(found, Finding):
             yield found
@@ -331,8 +331,9 @@ class _Checks:
         """HAProxy's settings in roles.yml; while it is invalid, those of its last valid version."""
         if self._roles is not None:
             return self._roles.haproxy
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return model.deserialize_roles(json.loads(json.load(file)["state"])).haproxy
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            cached = json.loads(untrusted_files.read_whole_file(self._paths.roles))
+            return model.deserialize_roles(json.loads(cached["state"])).haproxy
         return None
 
     @property

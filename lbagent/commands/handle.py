@@ -13,7 +13,6 @@ from lbagent.errors import NotStored, UsageError
 from lbagent.run import queue
 from lbagent.serf.raw_event import STDIN_LIMIT, read_handler_event
 from lbagent.settings import Settings
-from lbagent.state.paths import Paths
 from lbagent.system.log import Log
 
 
@@ -35,7 +34,7 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
         os.write(1, answer_query(raw, settings, log))
         return 0
     try:
-        queue.store_event(raw, Paths(settings.state_dir))
+        queue.store_event(raw, settings.paths)
     except NotStored as error:
         raise queue.withdraw_without_storing(error, raw, settings, log) from error
     return queue.drain_spool(settings, log)

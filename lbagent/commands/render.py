@@ -20,7 +20,6 @@ from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
 from lbagent.settings import Settings
 from lbagent.state import files
-from lbagent.state.paths import Paths
 from lbagent.system.log import Log
 
 STDIN = "-"
@@ -34,7 +33,7 @@ def render(path: str | None) -> Callable[[Settings, Log], int]:
 
     def verb(settings: Settings, log: Log) -> int:
         log.journal = False
-        engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        engine = Engine(settings, log)
         roles = engine.load_roles()
         live = _read_live(roles, required=path is None)
         texts, number = _read_template(path, roles, live)

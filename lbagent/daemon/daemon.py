@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
+from lbagent.checks.haproxy import Validator
 from lbagent.checks.roles import find_refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership, as_table
 from lbagent.outcome import Outcome, Verdict
@@ -33,13 +33,12 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
-from lbagent.settings import Settings, find_runtime_dir
+from lbagent.settings import Paths, Settings, find_runtime_dir
 from lbagent.state import lock
-from lbagent.state.lock import acquire_lock
-from lbagent.state.paths import Paths
+from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
-from lbagent.system import subprocess
+from lbagent.system import subprocess, untrusted_files
 from lbagent.system.log import Log, Repeats, format_error
 
 SYNC_EVERY = 60.0
@@ -49,9 +48,6 @@ JITTER = 0.1
 
 SYNC_AGAIN = 5.0
 """Seconds until the first retry of a sync that failed, doubled with each further one."""
-
-LOCK_WAIT = 30.0
-"""Seconds to wait for the run of another process."""
 
 QUIET, QUIET_LIMIT = 0.2, 2.0
 """Seconds without a further edit after which an edit is applied, and after which it is applied in any case.
@@ -68,7 +64,7 @@ POLL_EVERY = 1.0
 
 def watch(settings: Settings, log: Log) -> int:
     """Run the daemon until SIGTERM or SIGINT. Raises Busy where another daemon uses this state directory."""
-    paths = Paths(settings.state_dir)
+    paths = settings.paths
     paths.prepare()
     log.repeats = Repeats()
     with acquire_lock(paths.watch_lock, writes=False) as acquired:
@@ -87,7 +83,7 @@ def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket |
     folder, status_socket = find_runtime_dir(os.environ), None
     if folder:
         try:
-            status_socket = StatusSocket(folder, Engine(Paths(settings.state_dir), settings.roles, log), log)
+            status_socket = StatusSocket(folder, Engine(settings, log), log)
         except OSError as error:
             log.warning(f"status socket: {format_error(error)}; `lbagent web` shows nothing until this is fixed")
     try:
@@ -100,8 +96,7 @@ def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket |
 def _publish_stop(paths: Paths) -> None:
     """Set `lbagent_daemon_running` in metrics.prom to 0. Errors are ignored."""
     with contextlib.suppress(OSError):
-        with open(paths.metrics, "rb") as file:
-            content = file.read()
+        content = untrusted_files.read_whole_file(paths.metrics)
         Store(paths).publish_metrics(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
 
 
@@ -113,7 +108,7 @@ class Daemon:
     ) -> None:
         """Nothing is read yet; the caller holds watch.lock."""
         self._settings, self._log, self._watcher, self._status_socket = settings, log, watcher, status_socket
-        self._engine = Engine(Paths(settings.state_dir), settings.roles, log)
+        self._engine = Engine(settings, log)
         self._edits = ConfigEdits(settings.roles, self._engine.load_roles)
         self._haproxys = HaproxyWatcher(self._engine)
         self._sync = BackgroundSync(self._prepare_sync, log, watcher.wake)
@@ -185,7 +180,7 @@ class Daemon:
         self._engine.paths.prepare()  # the state directory may have been removed
         self._keep_watch_lock()
         loop = DrainLoop(self._engine.spool, self._log, self._logged)
-        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._is_stopping) as acquired:
+        with acquire_lock(self._engine.paths.lock, RUN_WAIT, unless=lambda: self._is_stopping) as acquired:
             if acquired:
                 loop.run_once(lambda: self._run(self._sync.take_result()))
         loop.run_while_spooled(self._engine.paths.lock, self._run)
@@ -216,7 +211,7 @@ class Daemon:
         # Mark edits before the run: one that is made during the run is applied by the next.
         self._is_unverified |= self._edits.are_new
         self._edits.mark_seen()
-        self._watcher.watch_folders([self._engine.paths.spool, *self._edits.list_folders()])
+        self._watcher.watch_folders(self._edits.list_folders(), self._engine.paths.spool)
         self._haproxys.mark_seen()
         options = RunOptions(
             not_before=self._reload_interval.not_before,
@@ -269,7 +264,7 @@ class Daemon:
 
     def _prepare_sync(self) -> SyncMerge:
         # An engine of its own, as this runs in another thread.
-        engine = Engine(self._engine.paths, self._settings.roles, self._log)
+        engine = Engine(self._settings, self._log)
         return engine.prepare_sync(self._log.hint, force=False)
 
     def _wait_for_quiet_files(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import lbagent
 from lbagent.errors import Busy, LbagentError, RolesRefused, TryAgain
@@ -23,35 +23,37 @@ from lbagent.planning.plan import Plan
 from lbagent.roles import model
 from lbagent.roles.model import Roles
 from lbagent.run import sync
-from lbagent.run.batch import Batch, peek_events
 from lbagent.run.recorder import Recorder
 from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions, Transaction
 from lbagent.serf import agent
-from lbagent.serf.events import Command, Event, parse_event
-from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
+from lbagent.serf.events import QUERY, TYPED, Command, Event, Ignored, StatusQuery, parse_event
+from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent, parse_record
+from lbagent.settings import Settings
 from lbagent.state import lock, store
-from lbagent.state.paths import Paths
-from lbagent.state.spool import Spool
+from lbagent.state.spool import Record, Spool
 from lbagent.state.store import Store
 from lbagent.system import untrusted_files
 from lbagent.system.log import Log
 
+ParsedEvent = tuple[RawEvent, Event]
+
+_VERBS = ("pause", "resume", "forget")
+
 _ATTEMPTS = 5
 """Number of times a run is started while its lock keeps getting lost."""
-
-_LOCK_WAIT = 30.0
-"""Seconds to wait for the process that acquired the new lock."""
 
 
 class Engine:
     """Makes runs, and keeps the results of the last one."""
 
-    def __init__(self, paths: Paths, roles_path: str, log: Log) -> None:
+    def __init__(self, settings: Settings, log: Log) -> None:
         """Nothing is read yet."""
-        self.paths, self._roles_path, self._log = paths, roles_path, log
-        self.store = Store(paths)
-        self.spool = Spool(paths.spool, RECORD_LIMIT)
+        self.paths, self._roles_path, self._log = settings.paths, settings.roles, log
+        self.store = Store(self.paths)
+        self._roles: tuple[bytes, Roles] | None = None
+        """The content of roles.yml that was read last, and its roles."""
+        self.spool = Spool(self.paths.spool, RECORD_LIMIT)
         self.membership = Membership()
         self.plan: Plan | None = None
         """Plan of the last run that succeeded."""
@@ -72,6 +74,12 @@ class Engine:
             content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
+        if self._roles and self._roles[0] == content and not cache_result:
+            return self._roles[1]
+        self._roles = content, self._parse_roles(content, cache_result=cache_result)
+        return self._roles[1]
+
+    def _parse_roles(self, content: bytes, *, cache_result: bool) -> Roles:
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return model.deserialize_roles(self.store.load_roles_cache(key))
@@ -94,7 +102,7 @@ class Engine:
             except lock.LockLost as lost:
                 self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
-                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                if not lock.acquire_again(self.paths.lock, lock.RUN_WAIT):
                     raise
         raise Busy(
             f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"
@@ -102,7 +110,7 @@ class Engine:
 
     def _run(self, options: RunOptions, merge_sync: SyncMerge | None) -> Outcome:
         self.transaction = None
-        with Recorder(self.store, self.spool, self._log) as recorder:
+        with Recorder(self.store, self.spool, self._log, lambda: peek_queries(self.spool)) as recorder:
             # This comes first: an invalid roles.yml changes nothing on disk, and the spool waits.
             recorder.roles = roles = self.load_roles(cache_result=True)
             recorder.causes = self._apply_events_or_withdraw(roles)
@@ -260,7 +268,7 @@ class Engine:
         for note in _list_notes(transaction):
             log_note(note)
         for blocked in outcome.blocked:
-            self._log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+            self._log.error(f"blocked: {blocked.report}")
         if not outcome.is_quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
             fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}
@@ -279,3 +287,83 @@ def _list_notes(transaction: Transaction) -> Iterator[str]:
 
 def _rebuild_membership(roles: Roles) -> Membership:
     return rebuild_membership(config_files.read_config(roles.haproxy).document, roles, int(time.time()))
+
+
+class Batch:
+    """The events of one run, in order."""
+
+    def __init__(self, spool: Spool, log: Log) -> None:
+        """Read every record; one that is not an event is moved to `bad/` and logged. Raises OSError."""
+        self._spool, self._log = spool, log
+        records, warnings = spool.read()
+        self.by_name: dict[str, ParsedEvent] = {}
+        """The events, by the names of their records."""
+        for record in records:
+            try:
+                self.by_name[record.name] = parse_stored_event(record)
+            except ValueError as error:
+                warnings.append(spool.set_aside(record.name, str(error)))
+        for warning in warnings:
+            log.warning(warning)
+        self.foreign_queries = _select_foreign_queries(records, self.by_name)
+        """Queries stored by users who may not apply them, by the ids of their records."""
+
+    @property
+    def events(self) -> list[ParsedEvent]:
+        """The events, oldest first."""
+        return list(self.by_name.values())
+
+    def apply_to(self, before: Membership, serf_clocks: Mapping[str, int]) -> UpdateResult:
+        """Return `before` with all events applied; an event that raises is moved to `bad/` and logged."""
+        try:
+            return apply_events(before, self.events, serf_clocks)
+        except Exception:  # noqa: BLE001  # a defect that one event triggers must not block all others
+            for name, event in list(self.by_name.items()):
+                self._set_aside_if_failing(name, event, before)
+            return apply_events(before, self.events, serf_clocks)
+
+    def _set_aside_if_failing(self, name: str, event: ParsedEvent, before: Membership) -> None:
+        try:
+            apply_events(before, [event], {})
+        except Exception as error:  # noqa: BLE001  # as above
+            del self.by_name[name]
+            reason = f"cannot be applied ({type(error).__name__}: {error})"
+            self._log.warning(self._spool.set_aside(name, reason))
+
+
+def peek_events(spool: Spool) -> list[ParsedEvent]:
+    """Return the events that a run would apply now. The spool is not changed."""
+    return list(_parse_records(spool.peek()).values())
+
+
+def peek_queries(spool: Spool) -> dict[str, Command]:
+    """Return the queries stored by users who may not apply them, by the ids of their records.
+
+    The spool is not changed.
+    """
+    records = spool.peek()
+    return _select_foreign_queries(records, _parse_records(records))
+
+
+def parse_stored_event(record: Record) -> ParsedEvent:
+    """Return the event in a record. Raises ValueError where no handler of lbagent stored it."""
+    raw = parse_record(record.content)
+    if record.foreign and raw.kind == TYPED:
+        raise ValueError("has a command of an operator, but is not root's file")
+    event = parse_event(raw)
+    if isinstance(event, Ignored | StatusQuery) or (isinstance(event, Command) and event.verb not in _VERBS):
+        raise ValueError(f"has {raw.kind[:40]!r} {raw.name[:40]!r}, not an event for lbagent")
+    return raw, event
+
+
+def _parse_records(records: Iterable[Record]) -> dict[str, ParsedEvent]:
+    found = {}
+    for record in records:
+        with contextlib.suppress(ValueError):
+            found[record.name] = parse_stored_event(record)
+    return found
+
+
+def _select_foreign_queries(records: Iterable[Record], by_name: Mapping[str, ParsedEvent]) -> dict[str, Command]:
+    found = (by_name[record.name] for record in records if record.foreign and record.name in by_name)
+    return {raw.id: event for raw, event in found if isinstance(event, Command) and raw.kind == QUERY}

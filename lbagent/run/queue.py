@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from lbagent.errors import LbagentError, NotStored, TryAgain
 from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent
-from lbagent.settings import Settings
+from lbagent.settings import Paths, Settings
 from lbagent.state.lock import acquire_lock, is_locked, may_lock
-from lbagent.state.paths import Paths
 from lbagent.state.spool import Mark, Spool
 from lbagent.system.log import Log, format_error_lines
 
@@ -44,7 +43,7 @@ def withdraw_without_storing(error: NotStored, raw: RawEvent, settings: Settings
     """Take the traffic from the servers that this event removes; return `error` with their names added."""
     from lbagent.run.engine import Engine  # noqa: PLC0415  # needed only on a full disk
 
-    engine = Engine(Paths(settings.state_dir), settings.roles, log)
+    engine = Engine(settings, log)
     try:
         return NotStored(f"{error}{engine.withdraw_without_storing(raw=raw)}")
     except (LbagentError, OSError):
@@ -102,7 +101,7 @@ def drain_spool(settings: Settings, log: Log) -> int:
     Returns the exit status. Raises OSError if the spool cannot be read, TryAgain if this user may only store events and
     no other process applies them.
     """
-    paths = Paths(settings.state_dir)
+    paths = settings.paths
     spool = Spool(paths.spool, RECORD_LIMIT)
     if is_locked(paths.watch_lock) and time.time() - (spool.find_oldest_time() or time.time()) < WATCH_HANGS_AFTER:
         return 0
@@ -115,7 +114,7 @@ def drain_spool(settings: Settings, log: Log) -> int:
         from lbagent.run.engine import Engine  # noqa: PLC0415  # takes 20 ms, not needed if the lock is busy
         from lbagent.run.transaction import RunOptions  # noqa: PLC0415  # as above
 
-        return Engine(paths, settings.roles, log).run(RunOptions())
+        return Engine(settings, log).run(RunOptions())
 
     loop = DrainLoop(spool, log)
     loop.run_while_spooled(paths.lock, run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
@@ -19,8 +19,8 @@ from lbagent.membership.updates import UpdateResult
 from lbagent.roles.model import Roles
 from lbagent.serf import agent
 from lbagent.serf.member_list import find_peers
+from lbagent.settings import Paths
 from lbagent.state.lock import is_locked
-from lbagent.state.paths import Paths
 from lbagent.state.store import Store
 from lbagent.system.log import Log
 
@@ -59,11 +59,14 @@ def prepare_sync(
     all events are applied. It raises TryAgain if Serf is not reachable, or lists no node of any role. With `store`,
     peers.json is written.
     """
-    asked_at, answers = int(time.time()), PeerAnswers()
+    asked_at, answers, status_lines, digest = int(time.time()), PeerAnswers(), dict[str, str](), ""
     # Serf's list, or the run, fails with the same error, and logs it.
     with contextlib.suppress(LbagentError, OSError):
-        answers = ask_peers(load_membership, log_line)
-    status_lines, digest = _fetch_status_lines(load_roles) if store else ({}, "")
+        names = _fetch_alive_peers()
+        with contextlib.suppress(LbagentError, OSError):
+            answers = ask_peers(names, load_membership, log_line)
+        if store:
+            status_lines, digest = _fetch_status_lines(names, load_roles)
 
     def merge_sync(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
@@ -85,14 +88,18 @@ def prepare_sync(
     return merge_sync
 
 
-def _fetch_status_lines(load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
-    """Return the status line of each other load balancer, and the digest of the managed lines here."""
-    try:
-        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
-        document = config_files.read_config(load_roles().haproxy).document
-        status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
-    except (LbagentError, OSError):
-        return {}, ""
+def _fetch_alive_peers() -> list[str]:
+    """Return the names of the other load balancers that are alive. Raises TryAgain."""
+    return [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
+
+
+def _fetch_status_lines(names: Collection[str], load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
+    """Return the status line of each of these load balancers, and the digest of the managed lines here.
+
+    Raises TryAgain, RolesRefused, OSError.
+    """
+    document = config_files.read_config(load_roles().haproxy).document
+    status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     return status_lines, document.compute_digest() if document.has_managed_lines else "none"
 
 
@@ -116,18 +123,20 @@ class PeerAnswers(NamedTuple):
 
 
 def ask_peers(
+    names: Sequence[str],
     load_membership: Callable[[], Membership],
     log_line: Callable[[str], None],
     timeout: float = _SYNC_TIMEOUT,
     attempts: Sequence[int] = PATIENT_TIMEOUTS,
 ) -> PeerAnswers:
-    """Ask all load balancers that are alive. `log_line` is called with each failure. Raises TryAgain.
+    """Ask these load balancers. `log_line` is called with each failure.
 
     `load_membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
-    names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+    if not names:
+        return PeerAnswers(is_complete=True)
     deadline = time.monotonic() + timeout
-    pages = {name: peers.parse_page(text) for name, text in _query_pages("", names, attempts, log_line).items()}
+    pages = {name: peers.parse_page(text) for name, text in _query_pages("", [*names], attempts, log_line).items()}
     known, is_complete, found = load_membership(), True, []
     for name in names:
         page = pages.get(name)
@@ -191,10 +200,10 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.peers_asked_at
     if not membership.peers_asked_at or ago < 0:
         return False
-    running = agent.find_running_agent()
-    if running is None:
+    started = agent.find_start_time()
+    if started is None:
         return ago < _CONTACT_WINDOW
-    if running.process.start_time > membership.peers_asked_at:
+    if started > membership.peers_asked_at:
         return False
     return ago < _CONTACT_WINDOW or not is_locked(paths.watch_lock)
 
@@ -203,7 +212,10 @@ def merge_peer_pauses(membership: Membership, log: Log) -> UpdateResult:
     """Return `membership` merged with the pauses of other load balancers; unchanged if Serf is not reachable."""
     now = int(time.time())
     try:
-        answers, clocks = ask_peers(lambda: membership, log.info, _EVENT_TIMEOUT, QUERY_TIMEOUTS), agent.fetch_clocks()
+        answers, clocks = (
+            ask_peers(_fetch_alive_peers(), lambda: membership, log.info, _EVENT_TIMEOUT, QUERY_TIMEOUTS),
+            agent.fetch_clocks(),
+        )
     except TryAgain as error:
         log.info(str(error))
         return UpdateResult(membership, {}, (), ())

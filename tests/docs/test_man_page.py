@@ -19,7 +19,7 @@ from lbagent.errors import LbagentError
 from lbagent.roles import loader
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS
 from lbagent.roles.model import PLACEHOLDERS
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 
 HERE = Path(__file__).parent.parent.parent
 ALL_KEYS = (*HAPROXY_KEYS, *SERVICE_KEYS, *ROLE_KEYS)

@@ -13,7 +13,7 @@ from lbagent.checks.finding import Kind
 from lbagent.errors import LbagentError
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, Key
 from lbagent.roles.model import PLACEHOLDERS
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths
 from lbagent.status.nodes import State
 
 HERE = Path(__file__).resolve().parent.parent.parent

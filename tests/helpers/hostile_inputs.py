@@ -32,8 +32,7 @@ from lbagent.run import queue
 from lbagent.run.engine import Engine
 from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
-from lbagent.settings import Settings
-from lbagent.state.paths import Paths
+from lbagent.settings import Paths, Settings
 from lbagent.system import subprocess
 from lbagent.system.log import Log
 from tests.helpers.builders import MANAGED, POISON
@@ -221,11 +220,11 @@ class Lab:
 
     def run(self) -> None:
         """Run without a new event."""
-        self.check_action(lambda: Engine(Paths(str(self.state)), str(self.roles), self.log).run(RunOptions()))
+        self.check_action(lambda: Engine(Settings(str(self.roles), str(self.state)), self.log).run(RunOptions()))
 
     def sync(self) -> None:
         """Sync with the output of the `serf` program."""
-        engine = Engine(Paths(str(self.state)), str(self.roles), self.log)
+        engine = Engine(Settings(str(self.roles), str(self.state)), self.log)
         self.check_action(lambda: engine.run(RunOptions(), engine.prepare_sync(lambda _: None, force=False)))
 
     def check_action(self, act: Callable[[], object]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbagent.serf.raw_event import RECORD_LIMIT, read_handler_event
+from lbagent.settings import Paths
 from lbagent.state import store
-from lbagent.state.paths import Paths
 from lbagent.state.spool import Spool
 from tests.helpers.builders import managed_lines
 

@@ -16,7 +16,7 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.server_line import drain_line, undrain_line
 from lbagent.membership.model import FAILED, Member
-from lbagent.planning import lines as planning_services
+from lbagent.planning import lines as planning_lines
 from lbagent.planning.lines import rebuild_membership
 from lbagent.roles.model import Pair
 from tests.helpers.builders import (
@@ -172,7 +172,7 @@ def test_a_draining_node_counts_as_paused() -> None:
     membership = membership_of(paused_member(WEB01), WEB02)
     document = Document([("x", planned_text(TEXT, DRAINING, membership))])
 
-    counts = planning_services.count_servers(planning_services.list_managed_lines(document), DRAINING, membership)[
+    counts = planning_lines.count_servers(planning_lines.list_managed_lines(document), DRAINING, membership)[
         Pair("lb", "iis")
     ]
 

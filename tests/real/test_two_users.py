@@ -282,9 +282,9 @@ from lbagent.run.engine import Engine
 from lbagent.serf.events import TYPED, parse_command
 from lbagent.serf.raw_event import RawEvent
 from lbagent.system.log import Log
-from lbagent.state.paths import Paths
+from lbagent.settings import Settings
 raw = RawEvent("0" * 16, 0, TYPED, "pause", None, "lb01", b"web01")
-engine = Engine(Paths({str(lb.state)!r}), {str(lb.roles)!r}, Log())
+engine = Engine(Settings({str(lb.roles)!r}, {str(lb.state)!r}), Log())
 print(run_commands([(raw, parse_command(raw, "web01"))], engine, Log(), 0)[0])
 """
 
@@ -507,6 +507,7 @@ for turn in itertools.count():
 """
     with run_watch(lb) as process:
         lb.join(WEB01)
+        wait_until(lambda: lb.is_settled(make_line(lb)))  # before: the attack replaces records
         attacker = threading.Thread(target=run_attack, args=(lb, attack, victim))
         attacker.start()
         attacker.join()

@@ -13,8 +13,8 @@ import yaml
 from lbagent.errors import RolesRefused
 from lbagent.roles import loader
 from lbagent.roles.keys import build_schema, format_schema
-from tests.roles.test_cache import TEXTS
 from tests.roles.test_mistakes import BROKEN
+from tests.roles.test_roles_as_json import TEXTS
 
 HERE = Path(__file__).parent.parent.parent
 SHIPPED = HERE / "lbagent" / "roles.schema.json"

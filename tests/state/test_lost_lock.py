@@ -30,8 +30,8 @@ exit 0
 SLOW_WRITER = """
 import os, sys, time
 from lbagent import cli
-from lbagent.membership import storage
-serialize = storage.serialize_membership
+from lbagent.state import store
+serialize = store.serialize_membership
 def slowly(membership):
     if os.path.exists({slow!r}) and membership.members:
         os.unlink({slow!r})
@@ -39,7 +39,7 @@ def slowly(membership):
         while not os.path.exists({go!r}):
             time.sleep(0.05)
     return serialize(membership)
-storage.serialize_membership = slowly
+store.serialize_membership = slowly
 sys.exit(cli.main(["handle"]))
 """
 """A handler that takes its time before it writes the first members.json that has members."""

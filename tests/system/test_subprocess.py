@@ -205,7 +205,7 @@ def test_endless_output_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     result = shell("while :; do head -c 1000000 /dev/zero; sleep 0.02; done", 1)
 
     assert result.status is None
-    assert len(sizes) > 3
+    assert sizes
     assert max(sizes) < 30_000_000
 
 

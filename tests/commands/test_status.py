@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from lbagent.commands import status
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.runtime.state import ServerStats
 from lbagent.membership.model import FAILED, Pause
@@ -23,7 +24,6 @@ from lbagent.metrics import Last
 from lbagent.names import format_age
 from lbagent.outcome import PastRun
 from lbagent.planning import quarantine
-from lbagent.status import render
 from lbagent.status.nodes import State
 from lbagent.status.report import FailedReload, Report, Served, Sources, SpoolState, StatsSocket, build_report
 from tests.helpers.builders import NOW, POISON, dedent, member, membership_of, parse_roles_text, planned_text
@@ -96,7 +96,7 @@ def shown(found: Report, width: int, *, color: bool = False, height: int = 100, 
     console = Console(
         file=file, width=width, height=height, force_terminal=color, color_system="standard" if color else None
     )
-    console.print(render.make_view(found, width, most))
+    console.print(status.make_view(found, width, most))
     return "\n".join(text.rstrip() for text in file.getvalue().split("\n"))
 
 
@@ -111,7 +111,7 @@ def test_every_state_is_documented() -> None:
 
 
 def test_every_column_is_documented() -> None:
-    assert [name for name in (*render.COLUMNS, "WHY") if f"\n| {name} |" not in PAGE] == []
+    assert [name for name in (*status.COLUMNS, "WHY") if f"\n| {name} |" not in PAGE] == []
 
 
 def test_every_key_of_the_json_object_is_documented_and_no_other() -> None:
@@ -227,7 +227,7 @@ def hostile(words: str) -> Report:
 @given(st.text() | st.lists(st.sampled_from([*POISON, "[bold]", "[/]", ":smile:", "[link=x]"])).map("".join))
 def test_hostile_text_is_neither_terminal_codes_nor_markup(words: str) -> None:
     found = hostile(words)
-    texts = [shown(found, 80), shown(found, 30), *render.format_plain(found)]
+    texts = [shown(found, 80), shown(found, 30), *status.format_plain(found)]
 
     assert {one for text in texts for one in text.replace("\n", "") if not one.isprintable()} == set()
     json.loads(json.dumps(found.as_json()))
@@ -251,7 +251,7 @@ def test_a_long_reason_is_cut_on_a_terminal_and_whole_elsewhere() -> None:
 
     assert shown(found, 1000).count("x") < 200
     assert shown(found, 1000).count("…") == 1
-    assert "\n".join(render.format_plain(found)).count("x" * 300) == 1
+    assert "\n".join(status.format_plain(found)).count("x" * 300) == 1
 
 
 def test_a_terminal_with_too_few_lines_leaves_out_nodes_that_are_in() -> None:
@@ -263,7 +263,7 @@ def test_a_terminal_with_too_few_lines_leaves_out_nodes_that_are_in() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, height=14)
 
-    console.print(render.fit_view(found, console))
+    console.print(status.fit_view(found, console))
 
     lines = file.getvalue().split("\n")
     assert len(lines) - 1 <= 14
@@ -281,7 +281,7 @@ def test_nodes_of_other_roles_are_counted_on_a_terminal_and_listed_otherwise() -
         "other roles  512 nodes, not in roles.yml: 500 spark, 2 vpn, 1 wbe, 1 without a role, 1 role0,"
         " 1 role1, 1 role2, 1 role3, 1 role4, 1 role5 and 2 more roles"
     )
-    assert len(render.format_plain(found)) > len(found.as_json()["nodes"]) == 512
+    assert len(status.format_plain(found)) > len(found.as_json()["nodes"]) == 512
 
 
 # --- without one -------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_nodes_of_other_roles_are_counted_on_a_terminal_and_listed_otherwise() -
 
 def test_without_a_terminal_each_node_is_one_line() -> None:
     assert (
-        render.format_plain(example())
+        status.format_plain(example())
         == dedent("""
         quarantine: web04: REFUSED (for 3m)
 
@@ -329,7 +329,7 @@ def test_without_a_terminal_wide_characters_take_two_columns() -> None:
     )
     found = build_report(example().sources, FARM, membership, Document([("haproxy.cfg", FARM_CFG)]))
 
-    rows = [line for line in render.format_plain(found) if line.startswith(("NODE", "web0"))]
+    rows = [line for line in status.format_plain(found) if line.startswith(("NODE", "web0"))]
 
     starts = [
         cell_len(line[: line.index(word)]) for line, word in zip(rows, ("STATE", "pending", "unknown"), strict=True)
@@ -344,7 +344,7 @@ def test_faults_are_repeated_at_the_end_if_the_first_lines_scroll_away(height: i
     file = io.StringIO()
     console = Console(file=file, width=80, height=height)
 
-    console.print(render.make_long_view(found, console))
+    console.print(status.make_long_view(found, console))
 
     lines = [line.rstrip() for line in file.getvalue().splitlines() if line.startswith("last run  unchanged")]
     assert lines == ["last run  unchanged: nothing to do"] * times

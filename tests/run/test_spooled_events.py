@@ -10,8 +10,8 @@ from pytest_mock import MockerFixture
 
 from lbagent.membership.model import Membership
 from lbagent.membership.updates import UpdateResult, apply_events
-from lbagent.run import batch
-from lbagent.run.batch import Batch, peek_events
+from lbagent.run import engine
+from lbagent.run.engine import Batch, peek_events
 from lbagent.state.spool import Spool
 from lbagent.system.log import Log
 from tests.helpers.faults import make_spool_record
@@ -57,12 +57,12 @@ def test_an_event_that_raises_does_not_block_the_others(
     for name in ("web1", "web2", "web3"):
         spool.store(joined(name))
 
-    def stumbling(before: Membership, events: list[batch.ParsedEvent], clocks: dict[str, int]) -> UpdateResult:
+    def stumbling(before: Membership, events: list[engine.ParsedEvent], clocks: dict[str, int]) -> UpdateResult:
         if any(raw.id == "web2" for raw, _ in events):
             raise KeyError("web2")
         return apply_events(before, events, clocks)
 
-    mocker.patch("lbagent.run.batch.apply_events", stumbling)
+    mocker.patch("lbagent.run.engine.apply_events", stumbling)
     taken = Batch(spool, Log())
 
     folded = taken.apply_to(Membership(), {})
