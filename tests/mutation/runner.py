@@ -30,13 +30,16 @@ from hypothesis import Phase, settings
 from tests.mutation.mutants import Mutant, make_tree
 
 TESTS = (
-    *("membership", "planning", "serf", "haproxy/runtime", "haproxy/test_words.py", "roles"),
-    *("run/test_batch.py", "run/test_replies.py", "test_names.py"),
+    *("membership", "planning", "serf", "haproxy/runtime", "haproxy/test_reader.py", "roles"),
+    *("run/test_spooled_events.py", "run/test_replies.py", "test_names.py"),
 )
 """The tests that can notice a change in the process that they run in."""
 
 _EXAMPLES = 25
 """Examples of each property: a quarter of those in `make test`. What they notice, more would notice too."""
+
+_HISTORIES = 3
+"""Histories of each kind in `tests/membership/test_pauses_model.py`."""
 
 _SLOWER, _SLACK = 4, 10
 """A mutant may take so many times the CPU seconds of its tests, and so many more, before it counts as killed."""
@@ -56,6 +59,8 @@ class Reached(NamedTuple):
     """CPU seconds by test."""
     tests: Mapping[tuple[str, int], frozenset[str]]
     """The tests that run a line of a file, after the imports."""
+    properties: tuple[str, ...]
+    """The tests of properties: they are slow, and are run where all others pass."""
 
 
 class Result(NamedTuple):
@@ -79,6 +84,7 @@ class Session:
 
     def start(self) -> None:
         """Collect the tests and work."""
+        os.environ["LBAGENT_HISTORIES"] = str(_HISTORIES)
         options = [
             "-q",
             "-p",
@@ -107,7 +113,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Work with what was collected."""
-        self.items = {item.nodeid: item for item in session.items}
+        self.items = {item.nodeid: item for item in session.items if not _runs_programs(item)}
         self._work(self)
         return True
 
@@ -149,12 +155,16 @@ def fork(work: Callable[[], str], cpu: float) -> str:
 
 def _isolate(cpu: float) -> None:
     os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1) if os.environ.get("MUTATION_DEBUG") else (0, 1, 2):
-        os.dup2(null, descriptor)
+    _silence()
     if cpu < 10_000:  # more is no limit
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 2))
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
 
 
 def _wait(pid: int, cpu: float) -> bool:
@@ -179,16 +189,13 @@ def _wait(pid: int, cpu: float) -> bool:
 def measure(paths: Iterable[Path], folder: Path) -> Reached:
     """Run all tests once, in a fork, and return what each runs. Raises AssertionError if one fails."""
     wanted, found = [str(path.resolve()) for path in paths], folder / "reached.pickle"
-    if os.environ.get("MUTATION_KNOWN") and Path("/tmp/reached.pickle").exists():
-        found = Path("/tmp/reached.pickle")
-        known: Reached = pickle.loads(found.read_bytes())
-        return known
 
     def work(session: Session) -> None:
         seconds = {}
         tracer = coverage.Coverage(data_file=None, include=wanted)
         tracer.start()
-        for name in session.items:
+        properties = [name for name, item in session.items.items() if _is_property(item)]
+        for name in session.items.keys() - properties:
             tracer.switch_context(name)
             started = time.process_time()
             failed = session.run([name])
@@ -199,7 +206,7 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
         tests = {
             (path, line): frozenset(names) for path in wanted for line, names in data.contexts_by_lineno(path).items()
         }
-        found.write_bytes(pickle.dumps(Reached(seconds, tests)))
+        found.write_bytes(pickle.dumps(Reached(seconds, tests, tuple(properties))))
 
     def collect() -> str:
         Session(work).start()
@@ -207,19 +214,39 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
 
     failed = fork(collect, 1e6)
     assert found.exists(), failed
-    Path("/tmp/reached.pickle").write_bytes(found.read_bytes())
     reached: Reached = pickle.loads(found.read_bytes())
     return reached
 
 
+def _runs_programs(item: pytest.Item) -> bool:
+    """Return whether a test runs lbagent as a program, which has no mutant."""
+    names = {
+        *getattr(item, "fixturenames", ()),
+        *getattr(getattr(item, "obj", None), "__code__", _is_property.__code__).co_names,
+    }
+    return bool(names & {"lb", "LoadBalancer", "subprocess", "stage"})
+
+
+def _is_property(item: pytest.Item) -> bool:
+    """Return whether a test looks at many generated examples."""
+    return item.path.name == "test_pauses_model.py" or bool(
+        getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    )
+
+
 def choose_tests(mutant: Mutant, reached: Reached) -> list[str]:
-    """Return the tests that run the mutated statement, or functions that use the mutated name; quickest first."""
+    """Return the tests that run the mutated statement, or functions that use the mutated name; quickest first.
+
+    Last come the properties of the package.
+    """
     path = str(mutant.path.resolve())
     lines = range(mutant.line, mutant.last_line + 1) if mutant.function else _list_dependent_lines(mutant)
     names = {name for line in lines for name in reached.tests.get((path, line), ())}
     if not names and not mutant.function:
         names = {name for (file, _), found in reached.tests.items() if file == path for name in found}
-    return sorted(names, key=lambda name: (reached.seconds[name], name))
+    tests = f"tests/{mutant.path.parts[1]}/"
+    properties = [name for name in reached.properties if name.startswith(tests)]
+    return [*sorted(names, key=lambda name: (reached.seconds[name], name)), *properties]
 
 
 def _list_dependent_lines(mutant: Mutant) -> set[int]:
@@ -264,17 +291,24 @@ def run_mutants(mutants: Sequence[Mutant], reached: Reached, report: Callable[[R
             report(_run_tests(mutant, reached, partial(_run_in_function, session, mutant)))
 
     functions = [mutant for mutant in mutants if mutant.function]
+    # In a fork, as it imports lbagent, which the other mutants have to import anew.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if functions:
+                _silence()
+                Session(work).start()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
     for mutant in mutants:
         if not mutant.function:
             report(_run_tests(mutant, reached, partial(_run_in_module, mutant)))
-    if functions:
-        # The last one, as it imports lbagent.
-        Session(work).start()
 
 
 def _run_tests(mutant: Mutant, reached: Reached, run: Callable[[list[str]], str]) -> Result:
     names = choose_tests(mutant, reached)
-    cpu = _SLOWER * sum(reached.seconds[name] for name in names) + _SLACK
+    cpu = _SLOWER * sum(reached.seconds.get(name, 1.0) for name in names) + _SLACK
     return Result(mutant, fork(lambda: run(names), cpu) if names else "", len(names))
 
 
