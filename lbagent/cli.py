@@ -14,6 +14,9 @@ from lbagent.system.log import Log, format_error, format_error_lines
 Verb = Callable[[Settings, Log], int]
 """A command: does its work and returns the exit status. May raise LbagentError and OSError."""
 
+_NEW_OBJECTS = 200_000
+"""Number of new objects after which Python looks for garbage."""
+
 _SIGINT, _SIGTERM = 2, 15
 
 
@@ -54,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
         gc.disable()  # a handler ends before a garbage collection would pay off
         return _run_verb(settings, handle)
+    # The default examines thousands of members and lines again after every 700 new ones; none of them is garbage.
+    gc.set_threshold(_NEW_OBJECTS)
     from lbagent import arguments  # noqa: PLC0415  # an event must not wait for the other commands
 
     try:

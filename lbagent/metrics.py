@@ -247,10 +247,6 @@ def _escape_label(text: str) -> str:
     return printable.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _sample_build(numbers: Numbers) -> Samples:
-    return [({"version": numbers.version}, 1)]
-
-
 def _sample_servers(numbers: Numbers) -> Samples:
     return [
         ({"section": pair.section, "service": pair.service, "state": state}, count)
@@ -264,26 +260,14 @@ def _sample_members(numbers: Numbers) -> Samples:
     return [] if known is None else [({"status": status}, known.get(status, 0)) for status in sorted(STATUSES)]
 
 
-def _sample_reload_success(numbers: Numbers) -> int | None:
-    return None if numbers.last.reload is None else int(numbers.last.reload_good)
-
-
 def _sample_sync_success(numbers: Numbers) -> int | None:
     last = numbers.last
     return None if last.sync is None and last.sync_failing is None else int(last.sync_failing is None)
 
 
-def _sample_sync_age(numbers: Numbers) -> int | None:
-    return None if numbers.last.sync is None else max(0, numbers.now - numbers.last.sync)
-
-
 def _sample_runs(numbers: Numbers) -> Samples:
     # Zeros too: a counter that begins with its first increase hides it from `increase()`.
     return [({"verdict": verdict}, numbers.last.runs.get(verdict, 0)) for verdict in VERDICTS]
-
-
-def _sample_ended(numbers: Numbers) -> Samples:
-    return [({"verdict": verdict}, at) for verdict, at in numbers.last.ended.items()]
 
 
 def _count_unserved(numbers: Numbers) -> int | None:
@@ -298,7 +282,7 @@ def _sample_pauses(numbers: Numbers) -> Samples:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("lbagent_build_info", "The version of lbagent, as a label.", _sample_build),
+    Metric("lbagent_build_info", "The version of lbagent, as a label.", lambda one: [({"version": one.version}, 1)]),
     Metric("lbagent_servers", "Servers by section and service of roles.yml, and by state.", _sample_servers),
     Metric(
         "lbagent_services_without_server",
@@ -336,7 +320,11 @@ METRICS: tuple[Metric, ...] = (
         "lbagent_last_success_timestamp_seconds", "End of the last run with status 0.", lambda one: one.last.success
     ),
     Metric("lbagent_runs_total", "Runs by verdict.", _sample_runs, "counter"),
-    Metric("lbagent_last_run_verdict_timestamp_seconds", "End of the last run by verdict.", _sample_ended),
+    Metric(
+        "lbagent_last_run_verdict_timestamp_seconds",
+        "End of the last run by verdict.",
+        lambda one: [({"verdict": verdict}, at) for verdict, at in one.last.ended.items()],
+    ),
     Metric(
         "lbagent_run_duration_seconds",
         "Duration of runs, from the lock to the end.",
@@ -353,7 +341,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "lbagent_last_reload_success",
         "1 if the last reload was confirmed, 0 if it failed or was not confirmed.",
-        _sample_reload_success,
+        lambda one: None if one.last.reload is None else int(one.last.reload_good),
     ),
     Metric("lbagent_last_reload_timestamp_seconds", "End of the last reload.", lambda one: one.last.reload),
     Metric(
@@ -369,7 +357,11 @@ METRICS: tuple[Metric, ...] = (
         lambda one: one.old_workers,
     ),
     Metric("lbagent_last_sync_timestamp_seconds", "End of the last successful sync.", lambda one: one.last.sync),
-    Metric("lbagent_sync_age_seconds", "Age of the last successful sync at the end of the last run.", _sample_sync_age),
+    Metric(
+        "lbagent_sync_age_seconds",
+        "Age of the last successful sync at the end of the last run.",
+        lambda one: None if one.last.sync is None else max(0, one.now - one.last.sync),
+    ),
     Metric("lbagent_last_sync_success", "1 if the last sync succeeded, 0 if it failed.", _sample_sync_success),
     Metric(
         "lbagent_peers_expected",

@@ -33,6 +33,11 @@ class BlockedRemoval(NamedTuple):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def report(self) -> str:
+        """The sentence with what to do."""
+        return f"{self.message}; `lbagent apply --force` applies these removals"
+
 
 class Outcome(NamedTuple):
     """What a run did: printed, logged, and written to history.jsonl."""

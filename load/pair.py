@@ -6,7 +6,7 @@ import contextlib
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,13 +129,18 @@ def nodes(fleet: Fleet, folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def balancer(
-    port: int, fleet: Fleet, *, runtime: bool, binary: Path | None = None
+    port: int,
+    fleet: Fleet,
+    *,
+    runtime: bool,
+    binary: Path | None = None,
+    start_daemon: Callable[[LoadBalancer], subprocess.Popen[bytes]] = lambda lb: lb.start("watch"),
 ) -> Iterator[tuple[LoadBalancer, Haproxy]]:
     """Run a load balancer with HAProxy (`binary`, by default the first) and `watch`, which serves all joined nodes."""
     roles = ROLES.replace("RUNTIME", "on" if runtime else "off").replace("{port}", str(port))
     with LoadBalancer(CONFIG, roles, binary) as lb, Haproxy(lb) as haproxy:
         assert lb.join(*fleet.list_members()).returncode == 0
-        daemon = lb.start("watch")
+        daemon = start_daemon(lb)
         try:
             wait_until(lambda: (lb.state / "watch.lock").exists() and lb.idle)
             yield lb, haproxy

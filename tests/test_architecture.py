@@ -157,8 +157,15 @@ def test_while_watch_runs_an_event_imports_only_what_storing_it_needs(files: Loa
 def test_a_run_imports_no_yaml_parser_and_no_argument_parser(files: LoadBalancerFiles) -> None:
     modules = list_loaded_modules(files, "handle", stdin=JOIN)
 
-    assert {"yaml", "argparse", "rich", "watchdog", "lbagent.roles.loader"} & modules == set()
+    heavy = {"yaml", "argparse", "rich", "watchdog", "datetime", "tempfile", "shutil", "psutil", "lbagent.roles.loader"}
+    assert heavy & modules == set()
     assert len(files.managed) == 2
+
+
+def test_a_command_does_not_import_the_libraries_of_the_others(files: LoadBalancerFiles) -> None:
+    modules = list_loaded_modules(files, "apply", "--no-reload")
+
+    assert {"rich", "watchdog", "tenacity", "yaml", "lbagent.daemon.daemon", "lbagent.checks.run"} & modules == set()
 
 
 def test_an_edited_roles_yml_is_read_as_yaml_once(files: LoadBalancerFiles) -> None:

@@ -221,3 +221,15 @@ def test_printable_text_is_unchanged() -> None:
 
 def test_a_count_has_the_right_plural() -> None:
     assert [format_count(number, "line") for number in (0, 1, 2)] == ["0 lines", "1 line", "2 lines"]
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "10.1.2.255", "127.0.0.1", "169.254.1.1", "100.1.2.3", "10.10.2.3"])
+@pytest.mark.parametrize(
+    "network", ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "127.0.0.0/8", "0.0.0.0/0", "10.1.2.0/25"]
+)
+def test_a_network_of_whole_octets_allows_what_ipaddress_says(address: str, network: str) -> None:
+    plain = not address.startswith(("127.", "169.254."))
+    loopback = address.startswith("127.") and network.startswith("127.")
+    inside = ipaddress.ip_address(address) in ipaddress.ip_network(network)
+
+    assert (explain_refused_address(address, [network]) is None) == (inside and (plain or loopback))

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.checks.finding import Finding, Kind, error, join_names, ok, unreadable, warning
 from lbagent.errors import TryAgain
-from lbagent.haproxy import process, reader, validation
+from lbagent.haproxy import config_files, process, reader, validation
 from lbagent.haproxy.config import Document
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.reload import build_successor_command
 from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import GlobalLines
 from lbagent.haproxy.validation import UNREADABLE_FILE
 from lbagent.names import format_count
 from lbagent.roles.model import HaproxySettings
@@ -56,9 +59,6 @@ _VERSION_TIMEOUT = 5.0
 _SOCKET_TIMEOUT = 2.0
 
 _FIX_CONFIG = "fix haproxy.cfg; until then no server line can be added or removed"
-
-GlobalLines = Sequence[Sequence[str]]
-"""The words of each line of `global`."""
 
 
 class ValidationResult(NamedTuple):
@@ -153,6 +153,70 @@ def _split_place(text: str, main: str) -> tuple[str, str]:
 
 def _first_line(output: str) -> str:
     return output.strip().split("\n")[0]
+
+
+class VerdictUnknown(TryAgain):
+    """HAProxy's verdict is unknown: this user may not read a file that the text names, or paths in it are relative."""
+
+
+class Validator:
+    """Validates the live haproxy.cfg, and copies of texts that could replace it, with `haproxy -c`.
+
+    For `plan`, `check`, and `watch` after an edit of roles.yml: no run is disturbed.
+    """
+
+    def __init__(
+        self,
+        snapshot: ConfigSnapshot,
+        settings: HaproxySettings,
+        running: RunningHaproxy | None,
+        *,
+        accepted: bool = False,
+    ) -> None:
+        """`running` provides environment and working directory; `accepted`: HAProxy has accepted the live files."""
+        self._snapshot, self._settings, self._running = snapshot, settings, running
+        self._live_refusal: str | None = None
+        self._live_checked = accepted
+
+    def find_live_refusal(self) -> str | None:
+        """Return why HAProxy refuses the live files; None where it accepts them. Raises VerdictUnknown, TryAgain."""
+        if not self._live_checked:
+            self._live_refusal = self._check([target.path for target in self._snapshot.targets])
+            self._live_checked = True
+        return self._live_refusal
+
+    def find_refusal(self, texts: Sequence[str]) -> str | None:
+        """Return why HAProxy refuses these texts; None where it accepts them. Raises VerdictUnknown, TryAgain."""
+        reason = self._check_copies(texts)
+        if reason is None or self.find_live_refusal() is not None:
+            return reason
+        if self._check_copies(self._snapshot.texts) is not None:
+            raise VerdictUnknown("haproxy.cfg refers to files relative to its own directory")
+        return reason
+
+    def _check_copies(self, texts: Sequence[str]) -> str | None:
+        with tempfile.TemporaryDirectory(prefix="lbagent-") as folder:
+            paths = []
+            for number, (target, text) in enumerate(zip(self._snapshot.targets, texts, strict=True)):
+                path = os.path.join(folder, str(number), os.path.basename(target.path))
+                os.mkdir(os.path.dirname(path))
+                with open(path, "wb") as file:
+                    file.write(config_files.encode(text))
+                paths.append(path)
+            return self._check(paths)
+
+    def _check(self, paths: Sequence[str]) -> str | None:
+        result = validation.check_files(paths, self._settings.timeout, self._running)
+        if result.status is None:
+            raise TryAgain(result.output)
+        if result.succeeded:
+            return None
+        reason = validation.find_reason(result.output)
+        if os.geteuid() and UNREADABLE_FILE.search(result.output):
+            raise VerdictUnknown(f"this user may not read all files that haproxy.cfg refers to ({reason})")
+        for path, name in zip(paths, self._snapshot.names, strict=True):
+            reason = reason.replace(path, name)
+        return reason
 
 
 def check_process(settings: HaproxySettings, lines: GlobalLines) -> tuple[RunningHaproxy | None, Finding]:

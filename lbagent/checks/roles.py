@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from lbagent.checks.finding import SEE_MIGRATION, Finding, Kind, error, ok, warning
+from lbagent.checks.haproxy import Validator
 from lbagent.haproxy.config import Document, Edit, Marker
-from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.server_line import Server
 from lbagent.names import format_count
 from lbagent.roles.model import MissingTag, Role, Roles, Service
@@ -74,7 +74,7 @@ def check_roles(roles: Roles, path: str, lines: Mapping[KeyPath, int]) -> Iterat
 
 
 def _check_role(role: Role, where: str) -> Finding:
-    if not any(role.sections.values()):
+    if not role.has_services:
         text, fix = (
             f"role {role.name} has no service; its nodes get no server lines",
             "add a section, as in `lb: [iis]`",

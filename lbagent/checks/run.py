@@ -14,11 +14,12 @@ import lbagent
 from lbagent.checks import daemon, files, haproxy, markers, roles, serf
 from lbagent.checks.files import Account
 from lbagent.checks.finding import Finding, Kind, Severity, Subject, error, has_error, ok, unreadable, warning
+from lbagent.checks.haproxy import Validator, VerdictUnknown
 from lbagent.checks.markers import PendingWork
 from lbagent.checks.roles import find_refused_lines
 from lbagent.errors import LbagentError, Refused, RolesRefused
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import ConfigSnapshot, Validator, VerdictUnknown
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership
 from lbagent.planning.plan import Preview, make_preview
@@ -272,7 +273,7 @@ class _Checks:
         yield from files.check_replaceable(targets)
 
     def check_agent(self) -> Iterator[Finding]:
-        self._agent = serf.find_running()
+        self._agent = agent.find_running_agent()
         found = serf.fetch_info()
         if isinstance(found, Finding):
             yield found

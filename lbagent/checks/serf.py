@@ -310,7 +310,7 @@ def check_role_tag(info: AgentInfo, roles: Roles | None) -> Finding:
     if not info.role:
         text = "the agent has no role tag; the load balancers cannot find each other"
         return warning(Kind.ROLE_TAG, info.name, text, 'add `"tags": {"role": "lb"}` to its settings')
-    if any(any(one.sections.values()) for one in (roles.find_roles(info.role) if roles else ())):
+    if any(one.has_services for one in (roles.find_roles(info.role) if roles else ())):
         text = f"roles.yml has services for its role {info.role}; the other load balancer becomes a server"
         return error(Kind.ROLE_TAG, info.name, text, "give the load balancers their own role, for example `lb`")
     return ok(Kind.ROLE_TAG, info.name, f"its role is {info.role}")
@@ -509,8 +509,3 @@ def check_agent_environment(running: Agent) -> Iterator[Finding]:
     if not processes.is_same_endpoint(environ.get("SERF_RPC_ADDR", DEFAULT_RPC), address):
         text = f"no SERF_RPC_ADDR={address} in its environment; handlers cannot ask the agent"
         yield warning(Kind.RPC, where, text, f"start the agent with SERF_RPC_ADDR={address}")
-
-
-def find_running() -> Agent | None:
-    """Return the process of the agent at SERF_RPC_ADDR; None where none is visible."""
-    return agent.find_running_agent()

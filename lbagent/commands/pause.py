@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from lbagent.commands import query
-from lbagent.commands.plan_apply_sync import LOCK_WAIT, Verb
+from lbagent.commands.plan_apply_sync import Verb
 from lbagent.commands.query import CommandEvent, run_commands
 from lbagent.errors import INTERRUPTED, LastServer, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
@@ -46,6 +46,7 @@ from lbagent.serf.member_list import (
 )
 from lbagent.serf.raw_event import RawEvent
 from lbagent.settings import Settings
+from lbagent.state.lock import RUN_WAIT
 from lbagent.state.store import Damaged
 from lbagent.system.log import Log
 
@@ -169,7 +170,7 @@ def _apply_here(
         return answers
     commands = [command for _, command in events.values()]
     allow = None if force else lambda: _require_another_server(commands, engine)
-    found = run_commands(list(events.values()), engine, log, LOCK_WAIT, allow)
+    found = run_commands(list(events.values()), engine, log, RUN_WAIT, allow)
     return answers | dict(zip(events, found, strict=True))
 
 

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from lbagent.checks.haproxy import Validator
 from lbagent.errors import Busy, LbagentError, TryAgain, UsageError
 from lbagent.haproxy import config_files
 from lbagent.haproxy.config import Document
-from lbagent.haproxy.config_files import ConfigSnapshot, Validator
+from lbagent.haproxy.config_files import ConfigSnapshot
 from lbagent.membership.model import Membership
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning import quarantine
+from lbagent.planning.lines import ProxyLines
 from lbagent.planning.plan import Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
 from lbagent.run.engine import Engine
@@ -22,12 +24,8 @@ from lbagent.run.queue import DrainLoop
 from lbagent.run.sync import SyncMerge
 from lbagent.run.transaction import RunOptions
 from lbagent.settings import Settings
-from lbagent.state.lock import acquire_lock
-from lbagent.status.nodes import NOT_MANAGED, list_server_states
+from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.system.log import Log
-
-LOCK_WAIT = 30.0
-"""Seconds to wait for the run of another process."""
 
 _WOULD_CHANGE, _BLOCKED, _REFUSED = 2, 3, 4
 """Exit statuses of `plan`."""
@@ -54,7 +52,7 @@ def apply(force: bool, adopt: bool, yes: bool, reload: bool) -> Verb:  # noqa: F
         confirmed = _confirm_adoption(engine, options, yes=yes) if adopt else None
         if adopt and confirmed is None:
             return 0
-        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, RUN_WAIT) as acquired:
             _require_lock(acquired, engine)
             if confirmed is not None and _preview_run(engine, options).wanted.after != confirmed.after:
                 raise Busy("haproxy.cfg or membership has changed since the diff was shown; run again")
@@ -77,7 +75,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
             status = _report_plan(engine, log, PlanOptions(force=force), merge_sync)
             return 0 if status == _WOULD_CHANGE else status
         engine.paths.prepare()
-        with acquire_lock(engine.paths.lock, LOCK_WAIT) as acquired:
+        with acquire_lock(engine.paths.lock, RUN_WAIT) as acquired:
             _require_lock(acquired, engine)
             loop = _run_and_report(engine, log, RunOptions(force, compare=True, verify=True), merge_sync)
         loop.run_while_spooled(engine.paths.lock, lambda: engine.run(RunOptions()))
@@ -88,7 +86,7 @@ def sync(dry_run: bool, force: bool) -> Verb:  # noqa: FBT001  # the command's t
 
 def _require_lock(acquired: bool, engine: Engine) -> None:  # noqa: FBT001  # the state of the lock
     if not acquired:
-        raise Busy(f"{engine.paths.lock}: timed out after {LOCK_WAIT:g} s, another run holds the lock; try again")
+        raise Busy(f"{engine.paths.lock}: timed out after {RUN_WAIT:g} s, another run holds the lock; try again")
 
 
 # Run
@@ -112,10 +110,12 @@ def _format_outcome(engine: Engine, outcome: Outcome) -> str:
 
 def _format_no_changes(document: Document, roles: Roles, membership: Membership) -> str:
     """Return `No changes: N nodes, M lines.`, with the counts of haproxy.cfg."""
-    by_node = list_server_states(document, roles, membership.members, {})
-    nodes = sum(any(server.line != NOT_MANAGED for server in servers) for servers in by_node.values())
-    lines = sum(len(proxy.managed) for proxy in document.proxies)
-    return f"No changes: {format_count(nodes, 'node')}, {format_count(lines, 'line')}."
+    pairs, nodes, lines = roles.list_pairs(), set[str](), 0
+    for proxy in document.proxies:
+        found = ProxyLines(proxy, roles, pairs, membership.members)
+        nodes |= {found.find_node(line) for line in proxy.managed}
+        lines += len(proxy.managed)
+    return f"No changes: {format_count(len(nodes), 'node')}, {format_count(lines, 'line')}."
 
 
 # Preview
@@ -166,7 +166,7 @@ def _report_plan(engine: Engine, log: Log, options: PlanOptions, merge_sync: Syn
         if (member := members.get(node)) and member.quarantine:
             log.error(f"{node} is in quarantine, its lines are unchanged: {member.quarantine.reason}")
     for blocked in wanted.blocked:
-        log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+        log.error(f"blocked: {blocked.report}")
     refusal = _find_refusal(preview, log)
     if refusal:
         log.error(refusal)

@@ -61,7 +61,8 @@ def _answer_event(raw: RawEvent, engine: Engine, log: Log) -> str:
     if isinstance(event, Malformed):
         return f"refused: {event.why}"
     assert isinstance(event, Command)  # noqa: S101  # the only other kind of a relevant query
-    return run_command(raw, event, engine, log, WAIT)
+    [answer] = run_commands([(raw, event)], engine, log, WAIT)
+    return answer
 
 
 def _answer_status_query(words: tuple[str, ...], raw: RawEvent, engine: Engine) -> str:
@@ -118,12 +119,6 @@ def format_sessions(nodes: Iterable[str], engine: Engine) -> str:
         found = count_sessions(member, membership, roles, connections) if member and member.name in paused else None
         words.append(f"{node}={NOT_PAUSED if found is None else found}")
     return " ".join(words)
-
-
-def run_command(raw: RawEvent, command: Command, engine: Engine, log: Log, wait: float) -> str:
-    """Return the answer to a command, within about `wait` seconds and the time of one run."""
-    [answer] = run_commands([(raw, command)], engine, log, wait)
-    return answer
 
 
 def run_commands(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -55,7 +55,7 @@ def status(as_json: bool, watch: bool) -> Callable[[Settings, Log], int]:  # noq
             if terminal:
                 _print_on_terminal(reports, watch=watch)
             else:
-                _print_lines(reports, _format_json if as_json else _format_plain)
+                _print_lines(reports, as_json=as_json)
         except KeyboardInterrupt:
             if not watch:
                 raise
@@ -74,20 +74,12 @@ def _repeat(engine: Engine) -> Reports:
             yield flatten(format_error(error))
 
 
-def _print_lines(reports: Reports, format_report: Callable[[Report], str]) -> None:
+def _print_lines(reports: Reports, *, as_json: bool) -> None:
     for report in reports:
         if isinstance(report, str):
             print(f"lbagent: {report}", file=sys.stderr)
         else:
-            print(format_report(report), flush=True)
-
-
-def _format_json(report: Report) -> str:
-    return json.dumps(report.as_json())
-
-
-def _format_plain(report: Report) -> str:
-    return "\n".join(format_plain(report))
+            print(json.dumps(report.as_json()) if as_json else "\n".join(format_plain(report)), flush=True)
 
 
 def _print_on_terminal(reports: Reports, *, watch: bool) -> None:
@@ -281,13 +273,9 @@ def format_plain(report: Report) -> list[str]:
     rows: Sequence[Row] = [make_row(node, report) for node in (*list_served_nodes(report), *others)]
     table = [(*COLUMNS, "WHY"), *rows] if rows else []
     widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(_pad, cells, widths)).rstrip() for cells in table]
+    lines = ["  ".join(map(set_cell_size, cells, widths)).rstrip() for cells in table]
     top, under = ([f"{label}: {text}" for label, text in part(report)] for part in (list_faults, list_footer))
     return [*top, *([""] if top and lines else []), *lines, *([""] if lines else []), *under]
-
-
-def _pad(cell: str, width: int) -> str:
-    return cell + " " * (width - cell_len(cell))
 
 
 _GAP, _INDENT = 2, 4

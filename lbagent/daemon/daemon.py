@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 
 from tenacity import Retrying, retry_if_result, wait_exponential_jitter
 
+from lbagent.checks.haproxy import Validator
 from lbagent.checks.roles import find_refused_lines
 from lbagent.daemon import sd_notify
 from lbagent.daemon.file_watcher import ConfigEdits, FileWatcher
 from lbagent.daemon.status_socket import StatusSocket
 from lbagent.errors import Busy, LbagentError, ReloadPostponed, RolledBack
 from lbagent.haproxy import config_files
-from lbagent.haproxy.config_files import Validator
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.membership.model import Membership, as_table
 from lbagent.outcome import Outcome, Verdict
@@ -35,7 +35,7 @@ from lbagent.run.transaction import RunOptions
 from lbagent.serf import agent
 from lbagent.settings import Paths, Settings, find_runtime_dir
 from lbagent.state import lock
-from lbagent.state.lock import acquire_lock
+from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
 from lbagent.system import subprocess, untrusted_files
@@ -48,9 +48,6 @@ JITTER = 0.1
 
 SYNC_AGAIN = 5.0
 """Seconds until the first retry of a sync that failed, doubled with each further one."""
-
-LOCK_WAIT = 30.0
-"""Seconds to wait for the run of another process."""
 
 QUIET, QUIET_LIMIT = 0.2, 2.0
 """Seconds without a further edit after which an edit is applied, and after which it is applied in any case.
@@ -183,7 +180,7 @@ class Daemon:
         self._engine.paths.prepare()  # the state directory may have been removed
         self._keep_watch_lock()
         loop = DrainLoop(self._engine.spool, self._log, self._logged)
-        with acquire_lock(self._engine.paths.lock, LOCK_WAIT, unless=lambda: self._is_stopping) as acquired:
+        with acquire_lock(self._engine.paths.lock, RUN_WAIT, unless=lambda: self._is_stopping) as acquired:
             if acquired:
                 loop.run_once(lambda: self._run(self._sync.take_result()))
         loop.run_while_spooled(self._engine.paths.lock, self._run)
@@ -214,7 +211,7 @@ class Daemon:
         # Mark edits before the run: one that is made during the run is applied by the next.
         self._is_unverified |= self._edits.are_new
         self._edits.mark_seen()
-        self._watcher.watch_folders([self._engine.paths.spool, *self._edits.list_folders()])
+        self._watcher.watch_folders(self._edits.list_folders(), self._engine.paths.spool)
         self._haproxys.mark_seen()
         options = RunOptions(
             not_before=self._reload_interval.not_before,

@@ -17,6 +17,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from lbagent.errors import LbagentError
 from lbagent.haproxy import config_files
 from lbagent.roles.model import HaproxySettings, Roles
+from lbagent.state.files import read_stamp
 from lbagent.system import untrusted_files
 
 FileStamps = tuple[tuple[str, int, int, int], ...]
@@ -64,7 +65,12 @@ class ConfigEdits:
 
     def read_stamps(self) -> FileStamps:
         """Return the present stamps of the files."""
-        return tuple(_read_stamps(path for given in self._paths for path in _list_files(given)))
+        found = []
+        for path in (path for given in self._paths for path in _list_files(given)):
+            with contextlib.suppress(OSError):
+                if stamp := read_stamp(path):
+                    found.append((path, *stamp))
+        return tuple(found)
 
     @property
     def _paths(self) -> tuple[str, ...]:
@@ -75,13 +81,6 @@ def _list_files(path: str) -> list[str]:
     with contextlib.suppress(OSError):  # for example a directory that vanishes at this moment
         return config_files.list_files(path)
     return [path]
-
-
-def _read_stamps(paths: Iterator[str]) -> Iterator[tuple[str, int, int, int]]:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            found = os.stat(path)
-            yield path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _compute_checksums(stamps: FileStamps) -> dict[str, int]:
@@ -104,10 +103,14 @@ _CHANGES: list[type[events.FileSystemEvent]] = [
 ]
 """All events except those of reading: lbagent reads these directories itself."""
 
-# watchdog before version 4 (Debian 12 has 2.2) has no event filter.
-_ONLY_CHANGES: dict[str, Any] = (
-    {"event_filter": _CHANGES} if "event_filter" in BaseObserver.schedule.__code__.co_varnames else {}
-)
+_STORED: list[type[events.FileSystemEvent]] = [events.FileClosedEvent, events.FileModifiedEvent]
+"""Events of the spool, whose records are renamed before they are closed.
+
+watchdog waits half a second for the second part of a rename, and reports later events after it.
+"""
+
+_HAS_FILTER = "event_filter" in BaseObserver.schedule.__code__.co_varnames
+"""Whether watchdog has an event filter: version 4 and later; Debian 12 has 2.2."""
 
 Folder = tuple[str, int, int]
 """Path, device and inode: a directory that was removed and created again has another inode."""
@@ -150,19 +153,25 @@ class FileWatcher:
                 pass
         return woken
 
-    def watch_folders(self, folders: Iterable[str]) -> None:
-        """Watch these directories and no others; for one that is missing, its nearest parent that exists."""
+    def watch_folders(self, folders: Iterable[str], spool: str = "") -> None:
+        """Watch these directories and no others; for one that is missing, its nearest parent that exists.
+
+        In `spool`, only records that are complete count.
+        """
         if self._observer is None:
             return
-        wanted = {folder for path in folders if (folder := _find_existing_folder(path))}
+        wanted = {folder: _CHANGES for path in folders if (folder := _find_existing_folder(path))}
+        if spool and (folder := _find_existing_folder(spool)):
+            wanted.setdefault(folder, _STORED if folder[0] == os.path.abspath(spool) else _CHANGES)
         for gone in self._watched.keys() - wanted:
             with contextlib.suppress(KeyError, OSError):
                 self._observer.unschedule(self._watched[gone])
             del self._watched[gone]
-        for new in wanted - self._watched.keys():
+        for new in wanted.keys() - self._watched.keys():
+            options: dict[str, Any] = {"event_filter": wanted[new]} if _HAS_FILTER else {}
             # A directory that vanishes meanwhile is looked up again by the next call.
             with contextlib.suppress(OSError):
-                self._watched[new] = self._observer.schedule(_WakeOnChange(self), new[0], **_ONLY_CHANGES)
+                self._watched[new] = self._observer.schedule(_WakeOnChange(self), new[0], **options)
 
 
 class _WakeOnChange(events.FileSystemEventHandler):

@@ -20,6 +20,7 @@ from lbagent.run.engine import Engine
 from lbagent.serf import agent
 from lbagent.settings import STATUS_SOCKET
 from lbagent.state import store
+from lbagent.state.files import read_stamp
 from lbagent.state.lock import list_holders
 from lbagent.status.report import collect_status
 from lbagent.system import untrusted_files
@@ -58,7 +59,7 @@ class StatusSocket:
         self._listener = _listen(self._path)
         self._content, self._sent_until = b"", float("-inf")
         self._name, self._named = "", float("-inf")
-        self._history: tuple[tuple[int, int] | None, list[dict[str, Any]]] = (None, [])
+        self._history: tuple[tuple[int, int, int] | None, list[dict[str, Any]]] = (None, [])
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
@@ -91,13 +92,14 @@ class StatusSocket:
         return self._content
 
     def _describe(self) -> dict[str, Any]:
-        before, was_busy = self._served_version(), self._is_busy()
+        paths = self._engine.paths
+        before, was_busy = read_stamp(paths.served), bool(list_holders(paths.lock))
         try:
             status, error = collect_status(self._engine).as_json(), None
         except (LbagentError, OSError) as refused:
             status, error = None, format_error(refused)
         # A run that changes haproxy.cfg and served.json between two reads looks like a change that is not confirmed.
-        busy = was_busy or self._is_busy() or before != self._served_version()
+        busy = was_busy or bool(list_holders(paths.lock)) or before != read_stamp(paths.served)
         return self._wrap(status, error, busy=busy)
 
     def _wrap(self, status: dict[str, Any] | None, error: str | None, *, busy: bool) -> dict[str, Any]:
@@ -120,14 +122,8 @@ class StatusSocket:
                 self._name, self._named = agent.fetch_info().name, time.monotonic()
         return self._name or os.uname().nodename
 
-    def _is_busy(self) -> bool:
-        return bool(list_holders(self._engine.paths.lock))
-
-    def _served_version(self) -> tuple[int, int] | None:
-        return _find_version(self._engine.paths.served)
-
     def _read_history(self) -> list[dict[str, Any]]:
-        version = _find_version(self._engine.paths.history)
+        version = read_stamp(self._engine.paths.history)
         if version != self._history[0]:
             with contextlib.suppress(OSError):
                 self._history = version, store.read_entries(self._engine.paths.history, _HISTORY)
@@ -138,15 +134,6 @@ class StatusSocket:
             return untrusted_files.read_whole_file(self._engine.paths.metrics).decode("utf-8", "replace")
         except OSError:
             return None
-
-
-def _find_version(path: str) -> tuple[int, int] | None:
-    """Return what differs after each change of the file; None where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 def _listen(path: str) -> socket.socket:

@@ -6,6 +6,7 @@ Lines are split at LF only and returned byte for byte: CRLF, tabs, Shift-JIS. HA
 
 from __future__ import annotations
 
+import copy
 import re
 import socket
 import zlib
@@ -109,7 +110,9 @@ class ManagedLine(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the server; of a paused one, name of the node."""
-        return [*self.text.split(None, 4), "", ""][3 if self.is_comment else 1]
+        if self.text.startswith("#"):
+            return [*self.text.split(None, 4), "", ""][3]
+        return self.text.split(None, 2)[1]
 
     @property
     def endpoint(self) -> str:
@@ -211,12 +214,12 @@ class Document:
     def __init__(
         self,
         files: Sequence[tuple[str, str]],
-        environ: Callable[[], Mapping[str, str] | None] = lambda: None,
+        read_environment: Callable[[], Environment] = Environment,
     ) -> None:
         """`files` are pairs of name and text; names are used in messages only.
 
-        `environ` returns the variables of the running HAProxy, None where they are unknown. It is called only if the
-        text depends on them. What is written never depends on them, only what is queried from and sent to HAProxy.
+        `read_environment` returns the environment of the running HAProxy. It is called only if the text depends on it.
+        What is written never depends on it, only what is queried from and sent to HAProxy.
         """
         self.lines: list[str] = []
         self.proxies: list[Proxy] = []
@@ -229,7 +232,7 @@ class Document:
         self.is_conditional = False
         """Whether HAProxy may not read all lines in order: `.if`, `disabled`, variables."""
         self._digest: str | None = None
-        self._environ = environ
+        self._read_running = read_environment
         self._files: list[tuple[int, str, str]] = []
         self._defaults: dict[str, str | None] = {}
         self._environment = Environment()
@@ -254,16 +257,40 @@ class Document:
         """
         return self._effective_config.find_server(line)
 
+    def resolve_operator_server(self, server: OperatorServer) -> OperatorServer:
+        """Return an operator's line with the variables of the running HAProxy; as written where they are unknown."""
+        environment = self._read_running()
+        self._read_with(environment)  # `setenv` in `global`
+        words, sure = split_words(self.lines[server.at], environment)
+        if not sure or len(words) <= 2:  # noqa: PLR2004  # server NAME ADDRESS
+            return server
+        return parse_operator_server(server.at, server.marker, server.text, words)
+
+    def bind_environment(self, read_environment: Callable[[], Environment]) -> Document:
+        """Return this document as the HAProxy reads it whose environment `read_environment` returns."""
+        if not self._open and not any("$" in line.endpoint for one in self.proxies for line in one.operator_servers):
+            return self
+        fresh = copy.copy(self)
+        fresh._read_running = read_environment  # noqa: SLF001  # the same class
+        for name in ("_effective_config", "managed_servers"):
+            fresh.__dict__.pop(name, None)
+        return fresh
+
     def reread(self, texts: Sequence[str]) -> Document:
         """Return a document of the same files with other texts."""
         names = (name for _, name, _ in self._files)
-        return Document([*zip(names, texts, strict=True)], self._environ)
+        return Document([*zip(names, texts, strict=True)], self._read_running)
 
     def find_proxies(self, name: str) -> list[Proxy]:
         """Return the proxies with servers that the running HAProxy calls `name`."""
         if not self.is_conditional:
             return self._proxies_by_name.get(name, [])
         return [one for one in self.proxies if self._effective_config.find_server(one.start) == (name, True)]
+
+    @cached_property
+    def managed_servers(self) -> Lines:
+        """The managed servers that HAProxy certainly has, in proxies whose names are known."""
+        return {key: line for proxy in self.proxies for key, line in _list_servers_of(self, proxy).items()}
 
     @cached_property
     def _proxies_by_name(self) -> Mapping[str, list[Proxy]]:
@@ -318,7 +345,7 @@ class Document:
         return EffectiveConfig(lines, [start for start, _, _ in self._files], environment)
 
     def _read_environment(self) -> Environment:
-        return Environment(self._environ() if self._open else None)
+        return self._read_running() if self._open else Environment()
 
     def locate(self, at: int) -> str:
         """Return FILE:LINE of a line, counted from 1 in its own file."""
@@ -461,7 +488,7 @@ class Document:
         elif (
             text.startswith(_MARKER_ENDS[0])
             and text.endswith(_MARKER_ENDS[1])
-            and not re.search(r"\s", middle := _find_middle(text))
+            and not re.search(r"\s", middle := text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])])
         ):
             if why := self._explain_misplaced(proxy):
                 self.misplaced.append((at, why))
@@ -561,10 +588,6 @@ def _expand_ipv4(host: str) -> str | None:
         return None
 
 
-def _find_middle(text: str) -> str:
-    return text[len(_MARKER_ENDS[0]) : -len(_MARKER_ENDS[1])]
-
-
 def digest_lines(managed: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Return the digest of managed lines, given as pairs of proxy and lines."""
     return _checksum(text for proxy, texts in managed for text in (proxy, *texts))
@@ -581,18 +604,15 @@ def format_target(key: Key) -> str:
     return "/".join(key)
 
 
-def list_managed_servers(document: Document) -> Lines:
-    """Return the managed servers that HAProxy certainly has, in proxies whose names are known."""
-    found: dict[Key, str] = {}
-    for proxy in document.proxies:
-        if document.is_conditional:
-            there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
-            found |= {
-                (name, line.name): line.text for (name, has), line in there if has and name and _is_valid_name(name)
-            }
-        elif _is_valid_name(proxy.name):
-            found |= {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
-    return found
+def _list_servers_of(document: Document, proxy: Proxy) -> Lines:
+    if document.is_conditional:
+        there = ((document.find_server(line.at), line) for line in proxy.managed if not line.is_comment)
+        return {
+            (name, line.name): line.text for (name, has), line in there if has and name and RUNTIME_NAME.fullmatch(name)
+        }
+    if not RUNTIME_NAME.fullmatch(proxy.name):
+        return {}
+    return {(proxy.name, line.name): line.text for line in proxy.managed if not line.is_comment}
 
 
 def list_uncertain_servers(document: Document) -> Lines:
@@ -600,7 +620,7 @@ def list_uncertain_servers(document: Document) -> Lines:
     lines = (
         (proxy, line)
         for proxy in document.proxies
-        if document.is_conditional or not _is_valid_name(proxy.name)
+        if document.is_conditional or not RUNTIME_NAME.fullmatch(proxy.name)
         for line in proxy.managed
         if not line.is_comment
     )
@@ -611,8 +631,17 @@ def list_uncertain_servers(document: Document) -> Lines:
     }
 
 
-def _is_valid_name(name: str) -> bool:
-    return RUNTIME_NAME.fullmatch(name) is not None
+def is_stray(document: Document, key: Key) -> bool:
+    """Return whether no line of `document` declares this server, in a proxy where lbagent manages servers."""
+    proxies = document.find_proxies(key[0])
+    if not any(proxy.markers or proxy.managed for proxy in proxies):
+        return False
+    return not any(
+        any(line.name == key[1] for line in proxy.operator_servers)
+        or any(line.name == key[1] and not line.is_comment for line in proxy.managed)
+        or any(template.names(key[1]) for template in proxy.templates)
+        for proxy in proxies
+    )
 
 
 def parse_change(text: str) -> tuple[Key, str]:
@@ -638,9 +667,11 @@ def is_paused_server(key: Key, paused: Container[Key]) -> bool:
 def predict_servers(document: Document, texts: Sequence[str], changed: tuple[Iterable[str], Iterable[str]]) -> Lines:
     """Return the managed servers after the files have changed to `texts`, by the plan's changes (added, removed)."""
     if document.is_conditional:
-        return list_managed_servers(document.reread(texts))
+        return document.reread(texts).managed_servers
     added, removed = changed
-    after = dict(list_managed_servers(document))
+    if not added and not removed:
+        return document.managed_servers
+    after = dict(document.managed_servers)
     for key, line in map(parse_change, removed):
         if line:
             after.pop(key, None)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from lbagent.errors import TryAgain
-from lbagent.haproxy import process
+from lbagent.haproxy import validation
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy.reader import Environment
 from lbagent.haproxy.runtime import session, state
 from lbagent.haproxy.runtime.state import Stats
-from lbagent.haproxy.validation import UNREADABLE_FILE, check_files, find_reason
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.state.files import Target
@@ -89,7 +88,7 @@ def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
-    return ConfigSnapshot(targets, build_document(targets, lambda: process.read_environment(settings.config)))
+    return ConfigSnapshot(targets, build_document(targets, lambda: validation.read_environment(settings.config)))
 
 
 def read_previous(scene: ConfigSnapshot) -> Document | None:
@@ -117,81 +116,19 @@ def find_haproxy(settings: HaproxySettings, scene: ConfigSnapshot, known: Runnin
 
 def query_server_states(document: Document) -> Stats:
     """Return the server states from HAProxy; empty if no stats socket answers."""
-    for address in session.list_stats_sockets(document.settings):
-        with contextlib.suppress(OSError, ValueError):
-            return state.parse_stats(session.ask(address, state.STATS_COMMAND, _QUERY_TIMEOUT))
-    return {}
+    return session.ask_any(document.settings, state.STATS_COMMAND, state.parse_stats, _QUERY_TIMEOUT) or {}
 
 
-class VerdictUnknown(TryAgain):
-    """HAProxy's verdict is unknown: this user may not read a file that the text names, or paths in it are relative."""
+def build_document(targets: Sequence[Target], read_environment: Callable[[], Environment] = Environment) -> Document:
+    """Return the files as one document; `read_environment` returns the environment of the running HAProxy."""
+    files = tuple((target.given, decode(target.content)) for target in targets)
+    return _parse_files(files).bind_environment(read_environment)
 
 
-class Validator:
-    """Validates the live haproxy.cfg, and copies of texts that could replace it, with `haproxy -c`.
-
-    For `plan`, `check`, and `watch` after an edit of roles.yml: no run is disturbed.
-    """
-
-    def __init__(
-        self,
-        snapshot: ConfigSnapshot,
-        settings: HaproxySettings,
-        running: RunningHaproxy | None,
-        *,
-        accepted: bool = False,
-    ) -> None:
-        """`running` provides environment and working directory; `accepted`: HAProxy has accepted the live files."""
-        self._snapshot, self._settings, self._running = snapshot, settings, running
-        self._live_refusal: str | None = None
-        self._live_checked = accepted
-
-    def find_live_refusal(self) -> str | None:
-        """Return why HAProxy refuses the live files; None where it accepts them. Raises VerdictUnknown, TryAgain."""
-        if not self._live_checked:
-            self._live_refusal = self._check([target.path for target in self._snapshot.targets])
-            self._live_checked = True
-        return self._live_refusal
-
-    def find_refusal(self, texts: Sequence[str]) -> str | None:
-        """Return why HAProxy refuses these texts; None where it accepts them. Raises VerdictUnknown, TryAgain."""
-        reason = self._check_copies(texts)
-        if reason is None or self.find_live_refusal() is not None:
-            return reason
-        if self._check_copies(self._snapshot.texts) is not None:
-            raise VerdictUnknown("haproxy.cfg refers to files relative to its own directory")
-        return reason
-
-    def _check_copies(self, texts: Sequence[str]) -> str | None:
-        with tempfile.TemporaryDirectory(prefix="lbagent-") as folder:
-            paths = []
-            for number, (target, text) in enumerate(zip(self._snapshot.targets, texts, strict=True)):
-                path = os.path.join(folder, str(number), os.path.basename(target.path))
-                os.mkdir(os.path.dirname(path))
-                with open(path, "wb") as file:
-                    file.write(encode(text))
-                paths.append(path)
-            return self._check(paths)
-
-    def _check(self, paths: Sequence[str]) -> str | None:
-        result = check_files(paths, self._settings.timeout, self._running)
-        if result.status is None:
-            raise TryAgain(result.output)
-        if result.succeeded:
-            return None
-        reason = find_reason(result.output)
-        if os.geteuid() and UNREADABLE_FILE.search(result.output):
-            raise VerdictUnknown(f"this user may not read all files that haproxy.cfg refers to ({reason})")
-        for path, name in zip(paths, self._snapshot.names, strict=True):
-            reason = reason.replace(path, name)
-        return reason
-
-
-def build_document(
-    targets: Sequence[Target], environ: Callable[[], Mapping[str, str] | None] = lambda: None
-) -> Document:
-    """Return the files as one document; `environ` returns the variables of the running HAProxy."""
-    return Document([(target.given, decode(target.content)) for target in targets], environ)
+@lru_cache(maxsize=1)
+def _parse_files(files: tuple[tuple[str, str], ...]) -> Document:
+    # A command reads the same text several times, and the daemon once more after it has written it.
+    return Document(files)
 
 
 def decode(content: bytes) -> str:

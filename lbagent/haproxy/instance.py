@@ -18,14 +18,11 @@ from lbagent.haproxy.config import RUNTIME_NAME, Key, format_target
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.reload import Reload
 from lbagent.haproxy.runtime import session, state
-from lbagent.haproxy.runtime.session import SessionError, Worker
+from lbagent.haproxy.runtime.session import GlobalLines, SessionError, Worker
 from lbagent.haproxy.runtime.state import ServerState
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.system import processes
-
-GlobalLines = Sequence[Sequence[str]]
-"""The words of each line of `global`."""
 
 States = Mapping[Key, ServerState]
 """The servers of a worker."""
@@ -46,9 +43,7 @@ class NotAccepted(LbagentError):
 class Haproxy:
     """One HAProxy: its files and its `global` section."""
 
-    def __init__(
-        self, settings: HaproxySettings, lines: Sequence[Sequence[str]], known: RunningHaproxy | None = None
-    ) -> None:
+    def __init__(self, settings: HaproxySettings, lines: GlobalLines, known: RunningHaproxy | None = None) -> None:
         """`lines` are the words of each line of `global`; `known` saves the search if its master is alive."""
         self._settings, self._lines = settings, lines
         self._running = process.find_haproxy(settings.config, lines, known)
@@ -122,7 +117,7 @@ class Haproxy:
             self._running = self._find()
         if self.is_shown_not_to_run():
             return None
-        servers = read_states(self._lines)
+        servers = session.ask_any(self._lines, state.STATES_COMMAND, state.parse_states, _TIMEOUT) or {}
         write_state_file(self._lines, servers, changed)
         started = time.monotonic()
         try:
@@ -136,14 +131,6 @@ class Haproxy:
 
     def _find(self) -> RunningHaproxy | None:
         return process.find_haproxy(self._settings.config, self._lines)
-
-
-def read_states(lines: GlobalLines) -> States:
-    """Return the servers of the worker; empty if no stats socket answers."""
-    for address in session.list_stats_sockets(lines):
-        with contextlib.suppress(OSError, ValueError):
-            return state.parse_states(session.ask(address, state.STATES_COMMAND, _TIMEOUT))
-    return {}
 
 
 def restore_down_servers(lines: GlobalLines, worker: Worker, before: States) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lbagent.errors import TryAgain
 from lbagent.haproxy.runtime import session
+from lbagent.haproxy.runtime.session import GlobalLines
 from lbagent.system import processes, untrusted_files
 from lbagent.system.processes import Process
 
@@ -44,7 +45,7 @@ class RunningHaproxy(NamedTuple):
 
 
 def find_haproxy(
-    config: Sequence[str], settings: Sequence[Sequence[str]], known: RunningHaproxy | None = None
+    config: Sequence[str], settings: GlobalLines, known: RunningHaproxy | None = None
 ) -> RunningHaproxy | None:
     """Return the HAProxy that was started with a file or directory in `config`; `settings` is its `global`.
 
@@ -53,37 +54,34 @@ def find_haproxy(
     """
     if known and (now := _refresh(known, config)):
         return now
-    candidates = processes.find_processes("haproxy")
-    pids = {one.pid for one in candidates}
-    roots = [one for one in candidates if one.parent not in pids and _runs_config(one, config)]
-    declared = any(words[:1] == ["master-worker"] for words in settings)
-    found = []
-    for root in roots:
-        workers = [one for one in candidates if one.parent == root.pid]
-        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
-        found.append(RunningHaproxy(root, _find_serving_process(workers) or root, is_master, max(len(workers) - 1, 0)))
+    found = list_haproxys(config, declared=any(words[:1] == ["master-worker"] for words in settings))
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = _choose_by_witnesses(found, settings)
     return chosen if chosen.is_master else chosen._replace(old=sum(not one.is_master for one in found) - 1)
 
 
-def read_environment(config: Sequence[str]) -> dict[str, str] | None:
-    """Return the variables of the HAProxy that reads these files; those of this process if none runs.
+def list_haproxys(config: Sequence[str], *, declared: bool = False) -> list[RunningHaproxy]:
+    """Return every HAProxy that was started with a file or directory in `config`.
 
-    None if they may not be read, or differ between several processes.
+    `declared`: whether `global` has `master-worker`.
     """
     candidates = processes.find_processes("haproxy")
     pids = {one.pid for one in candidates}
-    found = [
-        _drop_own_variables(one.environ) for one in candidates if one.parent not in pids and _runs_config(one, config)
-    ]
-    if not found:
-        return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
-    return found[0] if found[0] and all(one == found[0] for one in found) else None
+    found = []
+    for root in (one for one in candidates if one.parent not in pids and _runs_config(one, config)):
+        workers = [one for one in candidates if one.parent == root.pid]
+        is_master = bool(workers) or declared or bool({"-W", "-Ws"} & set(root.argv))
+        found.append(RunningHaproxy(root, _find_serving_process(workers) or root, is_master, max(len(workers) - 1, 0)))
+    return found
 
 
-def is_shown_not_to_run(config: Sequence[str], settings: Sequence[Sequence[str]]) -> bool:
+def read_own_environ() -> dict[str, str]:
+    """Return the variables of this process, without SERF_* variables, whose values others chose."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}
+
+
+def is_shown_not_to_run(config: Sequence[str], settings: GlobalLines) -> bool:
     """Return whether pidfile and stats sockets show no running HAProxy, after no process was found.
 
     The pidfile may name a HAProxy that reads another file of the same name, in a container; that one is ignored.
@@ -174,7 +172,7 @@ def _refresh(known: RunningHaproxy, config: Sequence[str]) -> RunningHaproxy | N
     return serving and RunningHaproxy(main, serving, is_master=True, old=len(workers) - 1)
 
 
-def _choose_by_witnesses(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> RunningHaproxy:
+def _choose_by_witnesses(found: list[RunningHaproxy], settings: GlobalLines) -> RunningHaproxy:
     for pid in _list_witness_pids(found, settings):
         for one in found:
             if pid in (one.main.pid, one.worker.pid):
@@ -190,7 +188,7 @@ def _choose_by_witnesses(found: list[RunningHaproxy], settings: Sequence[Sequenc
     return next(one for one in found if one.main is newest)
 
 
-def _list_witness_pids(found: list[RunningHaproxy], settings: Sequence[Sequence[str]]) -> list[int]:
+def _list_witness_pids(found: list[RunningHaproxy], settings: GlobalLines) -> list[int]:
     pids = [
         _read_pidfile(settings),
         *(_read_pidfile([["pidfile", _find_option(one.main.argv, "-p")]]) for one in found),
@@ -207,7 +205,7 @@ def _find_option(argv: Sequence[str], option: str) -> str:
     return next((argv[at + 1] for at, word in enumerate(argv[:-1]) if word == option), "")
 
 
-def _read_pidfile(settings: Sequence[Sequence[str]]) -> int | None:
+def _read_pidfile(settings: GlobalLines) -> int | None:
     path = next((words[1] for words in settings if words[0] == "pidfile" and len(words) > 1), "")
     try:
         text = untrusted_files.read_untrusted_file(path, 64).content.split()

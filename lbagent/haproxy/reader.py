@@ -24,13 +24,13 @@ COMMANDS = frozenset(("setenv", "presetenv", "unsetenv", "resetenv"))
 Truth = bool | None
 """None where only the running HAProxy can decide."""
 
-Defined = Callable[[str], Truth]
-"""Returns whether an environment variable is set; None where that is unknown."""
-
 _NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PLAIN = re.compile(r"[A-Za-z0-9_.:/ -]*")
+_PLAIN = re.compile(r"[^\"'\\,()\x00-\x1f\x7f]*")
 """An argument without quotes, backslashes, commas or parentheses, which HAProxy reads literally."""
+
+_OF_THE_PROGRAM = frozenset(("feature", "version_atleast", "version_before"))
+"""Predicates whose value depends only on the program that reads the text."""
 
 SECTIONS = frozenset(
     {"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "program"}
@@ -135,7 +135,7 @@ class Reader:
         return any(self.sections[at].kind == "global" for at in self.place.sections if at in self.sections)
 
     def _read_condition(self, at: int, word: str, found: Words) -> None:
-        value = evaluate_condition(" ".join(found.words[1:]), self._environment.is_defined) if found.sure else None
+        value = evaluate_condition(" ".join(found.words[1:]), self._environment) if found.sure else None
         if word == ".if":
             self._numbers += 1
             self._levels.append((Level(self._numbers, self.place.active, value), self.place.sections, []))
@@ -270,17 +270,17 @@ def _and(one: Truth, other: Truth) -> Truth:
     return None if one is None or other is None else True
 
 
-def evaluate_condition(expression: str, defined: Defined) -> Truth:
+def evaluate_condition(expression: str, environment: Environment) -> Truth:
     """Evaluate the expression of an `.if` line; None where only HAProxy can decide."""
     try:
-        return _Expression(expression, defined).evaluate()
+        return _Expression(expression, environment).evaluate()
     except _Unclear:
         return None
 
 
 class _Expression:
-    def __init__(self, text: str, defined: Defined) -> None:
-        self._text, self._defined, self._at = text, defined, 0
+    def __init__(self, text: str, environment: Environment) -> None:
+        self._text, self._environment, self._at = text, environment, 0
 
     def evaluate(self) -> Truth:
         if not self._text.strip(" "):
@@ -335,11 +335,13 @@ class _Expression:
             return None
         match name, arguments:
             case "defined", [variable] if _NAME.fullmatch(variable):
-                return self._defined(variable)
-            case "streq", [one, other]:
-                return one == other
-            case "strneq", [one, other]:
-                return one != other
+                return self._environment.is_defined(variable)
+            case "streq" | "strneq", [one, other]:
+                return (one == other) is (name == "streq")
+            case "strstr", [text, part]:
+                return part in text
+            case _, [argument] if name in _OF_THE_PROGRAM:
+                return self._environment.evaluate_predicate(f"{name}({argument})")
             case _:
                 return None
 
@@ -370,11 +372,18 @@ class _Unclear(ValueError):
     """HAProxy rejects the expression, or only HAProxy can evaluate it."""
 
 
+EvaluatePredicate = Callable[[str], bool | None]
+"""Returns whether a predicate such as `feature(THREAD)` is true of the running program; None where that is unknown."""
+
+
 class Environment:
     """The environment variables at one line of haproxy.cfg; `setenv` and similar keywords change it."""
 
-    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, variables: Mapping[str, str] | None = None, evaluate_predicate: EvaluatePredicate = lambda _: None
+    ) -> None:
         """`variables` are those of the HAProxy process; None where they are unknown."""
+        self.evaluate_predicate = evaluate_predicate
         self._known: dict[str, object] = {**variables} if variables is not None else {}
         self._complete = variables is not None
 

@@ -19,13 +19,10 @@ from lbagent.errors import LbagentError, TryAgain
 from lbagent.haproxy import process, validation
 from lbagent.haproxy.process import RunningHaproxy
 from lbagent.haproxy.runtime import session
-from lbagent.haproxy.runtime.session import Worker
+from lbagent.haproxy.runtime.session import GlobalLines, Worker
 from lbagent.roles.model import HaproxySettings
 from lbagent.system import processes, subprocess
 from lbagent.system.processes import Process
-
-GlobalLines = Sequence[Sequence[str]]
-"""The words of each line of `global`."""
 
 _REQUEST_AGAIN_AFTER = 1.0
 """Seconds without a sign of a reload after which it is requested again; doubled each time."""
@@ -433,7 +430,7 @@ _ALL_ASKED = 0b11
 _PEERS_TIMEOUT, _PEERS_POLL = 1.0, 0.05
 
 
-def wait_for_peers(settings: Sequence[Sequence[str]]) -> bool:
+def wait_for_peers(settings: GlobalLines) -> bool:
     """Wait until the worker has learned its stick tables; return whether that was necessary.
 
     `settings` is its `global`. Does not wait without a stats socket, or after PEERS_LIMIT seconds of its life.

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from lbagent.names import NAME, SERVICE, canonical_address
+
+_Key = TypeVar("_Key")
 
 _safe_options: set[str] = {""}
 
@@ -78,6 +81,11 @@ def format_paused_line(node: str, address: str, role: str) -> str:
 def is_drained(text: str) -> bool:
     """Return whether this is the managed line of a paused node that drains."""
     return PAUSED_ROLE_COMMENT in text and not text.startswith("#")
+
+
+def select_drained(lines: Mapping[_Key, str]) -> dict[_Key, str]:
+    """Return those of the lines that `is_drained` is true of. Fast for thousands of lines."""
+    return {key: line for key, line in lines.items() if PAUSED_ROLE_COMMENT in line and is_drained(line)}
 
 
 def drain_line(text: str) -> str:

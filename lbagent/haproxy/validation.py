@@ -1,20 +1,31 @@
-"""Validate files with `haproxy -c`, first in a quick mode."""
+"""Validate files with `haproxy -c`, first in a quick mode; evaluate conditions as the running HAProxy does."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lbagent.errors import TryAgain
-from lbagent.haproxy.process import RunningHaproxy
+from lbagent.haproxy import process
+from lbagent.haproxy.process import RunningHaproxy, read_own_environ
+from lbagent.haproxy.reader import Environment
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
+from lbagent.system.processes import Process
 from lbagent.system.subprocess import ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN_RUN_WORDS = (b"httpclient", b"HAPROXY_CFGFILES")
 """Words that make a text depend on being loaded alone."""
+
+_CONDITION_TIMEOUT = 5.0
+"""Seconds that `haproxy -cc` may take."""
+
+_RESULTS: Mapping[int | None, bool] = MappingProxyType({0: True, 1: False})
+"""The meaning of the exit statuses of `haproxy -cc`. With 2 it rejects the condition."""
 
 _SUMMARY = re.compile(r"Error\(s\) found in configuration|Fatal errors found in configuration|\[\S+\(\)\]")
 """An alert that only summarises; the brackets contain the HAProxy function that gives up."""
@@ -80,26 +91,56 @@ def _parse_complaint(line: str) -> tuple[str, str]:
 
 def build_environ(running: RunningHaproxy | None) -> Mapping[str, str]:
     """Return the variables for `haproxy -c`: those of the running HAProxy, else our own."""
-    return (running.environ if running else {}) or _build_own_environ()
+    return (running.environ if running else {}) or read_own_environ()
+
+
+def read_environment(config: Sequence[str]) -> Environment:
+    """Return the environment of the HAProxy that reads these files; that of this process if none runs.
+
+    Variables are unknown if they may not be read, or differ between several processes.
+    """
+    found = process.list_haproxys(config)
+    if not found:
+        return Environment(read_own_environ())
+    variables = found[0].environ
+    is_known = bool(variables) and all(one.environ == variables for one in found)
+    running = [one for haproxy in found for one in (haproxy.main, haproxy.worker)]
+    return Environment(variables if is_known else None, lambda predicate: _evaluate_predicate(predicate, running))
+
+
+def _evaluate_predicate(predicate: str, running: Sequence[Process]) -> bool | None:
+    """Evaluate a predicate of the program itself, such as `feature(THREAD)`; None where that is unknown.
+
+    The program in PATH is run. It has to be the one that runs, and not its successor after an upgrade.
+    """
+    try:
+        path = subprocess.find_program("haproxy")
+        program = os.stat(path)
+        if not all(one.runs_program(program) for one in running):
+            return None
+        return _run_condition(predicate, path, (program.st_dev, program.st_ino, program.st_mtime_ns))
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _run_condition(predicate: str, path: str, program: tuple[int, int, int]) -> bool | None:  # noqa: ARG001  # a key
+    """Run `haproxy -cc` (management manual, section 3) once for each predicate and program."""
+    return _RESULTS.get(subprocess.run_program([path, "-cc", predicate], _CONDITION_TIMEOUT).status)
 
 
 def _run_check(
     mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
 ) -> ProgramResult:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
-    cwd = running.main.cwd if running and running.is_master else None
-    # In the master's working directory: paths in haproxy.cfg may be relative.
-    return subprocess.run_program(
-        argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=build_environ(running)
-    )
+    environ, cwd = build_environ(running), None
+    if running and running.is_master:
+        # What the next worker has: paths in haproxy.cfg may be relative, and `.if defined(HAPROXY_MWORKER)` is true.
+        environ, cwd = {**environ, "HAPROXY_MWORKER": "1"}, running.main.cwd
+    return subprocess.run_program(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ)
 
 
 def _read_unquoted(path: str) -> bytes:
     content = untrusted_files.read_whole_file(path)
     # Skip the translation for most files: they may be megabytes long.
     return content.translate(None, _QUOTES) if any(quote in content for quote in _QUOTES) else content
-
-
-def _build_own_environ() -> dict[str, str]:
-    # Without SERF_* variables, whose values others chose.
-    return {key: value for key, value in os.environ.items() if not key.startswith("SERF_")}

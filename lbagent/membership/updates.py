@@ -26,11 +26,12 @@ from lbagent.membership.model import (
     Membership,
     Pause,
     PauseCommand,
+    Table,
     as_table,
     find_member,
     find_members_in_any_case,
 )
-from lbagent.names import NAME, canonical_address, role_names
+from lbagent.names import NAME, canonical_address
 from lbagent.roles.model import Roles
 from lbagent.serf.events import TYPED, Command, Event, Malformed, MemberEvent, MemberLine, fold_tags_as_stdin
 from lbagent.serf.member_list import ListedMember, MemberList
@@ -436,13 +437,13 @@ def _drop_expired_of(member: Member, now: int) -> Member:
 
 def lists_no_known_role(listing: MemberList, myself: str, roles: Roles) -> bool:
     """Return whether the list has no node of a role that serves. An agent that has just started lists only itself."""
-    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
-    return not any(not serving.isdisjoint(role_names(one.role)) for one in listing.members if one.name != myself)
+    others = (one for one in listing.members if one.name != myself)
+    return not any(role.has_services for one in others for role in roles.find_roles(one.role))
 
 
 def has_no_serving_member(membership: Membership, roles: Roles) -> bool:
     """Return whether no present member has a role that serves, as on a load balancer of a new cluster."""
-    serving = {name for name, role in roles.roles.items() if any(role.sections.values())}
+    serving = {name for name, role in roles.roles.items() if role.has_services}
     columns = as_table(membership.members).columns
     return not any(
         role in serving and status in PRESENT for role, status in zip(columns.roles, columns.statuses, strict=True)
@@ -458,12 +459,27 @@ def merge_member_list(
     or with `force`.
     """
     draft = MembershipDraft(membership)
-    others = [one for one in listing.members if one.name != myself]
+    table = as_table(membership.members)
+    others = [one for one in listing.members if one.name != myself and not _is_as_known(table, one)]
     for kind, lines in _build_event_lines(draft, others).items():
         apply_member_event(draft, MemberEvent(kind, tuple(lines), (), exact=True), now)
     draft.add_cause("no longer listed by Serf:", _mark_lost(draft, listing, now, force=force))
     causes = tuple(f"sync: {cause}" for cause in draft.causes)
     return UpdateResult(draft.membership, {}, causes, draft.all_warnings)
+
+
+def _is_as_known(table: Table, one: ListedMember) -> bool:
+    """Return whether an alive member is known as it is listed, so that an event would change nothing.
+
+    Ten thousand of them are normal.
+    """
+    row, columns = table.find_row(one.name), table.columns
+    if row is None or (one.status, columns.statuses[row]) != ("alive", ALIVE):
+        return False
+    if (one.address, one.role) != (columns.addresses[row], columns.roles[row]):
+        return False
+    known = table.special.get(one.name)
+    return known.tags == one.tags and not (known.last_commands or known.elsewhere) if known else not one.tags
 
 
 def _build_event_lines(draft: MembershipDraft, listed: list[ListedMember]) -> dict[str, list[MemberLine]]:

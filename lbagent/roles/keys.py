@@ -156,9 +156,7 @@ class Paths:
     def read(self, reader: Reader, node: yaml.Node, path: str) -> tuple[str, ...] | None:
         """Read the paths."""
         if isinstance(node, yaml.SequenceNode):
-            items = reader.read_texts(node, path, self.right)
-            if items is not None and not items:
-                reader.note(node, path, "is an empty list", self.right)
+            items = reader.read_texts(node, path, self.right, self.right)
         else:
             text = reader.read_text(node, path, self.right)
             items = None if text is None else [(node, text)]
@@ -185,9 +183,7 @@ class Words:
         right = self.right
         if isinstance(node, yaml.ScalarNode) and node.value.strip():
             right = f"write [{', '.join(node.value.split()[:8])}]"
-        items = reader.read_texts(node, path, right)
-        if items is not None and not items:
-            reader.note(node, path, "is an empty list", self.right)
+        items = reader.read_texts(node, path, right, self.right)
         return tuple(text for _, text in items) if items else None
 
     @property

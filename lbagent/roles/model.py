@@ -111,6 +111,11 @@ class Role(NamedTuple):
     drain: bool = False
     """Whether a paused node keeps its line with weight 0, so that existing clients can finish."""
 
+    @property
+    def has_services(self) -> bool:
+        """Whether nodes of this role are servers."""
+        return any(self.sections.values())
+
     def build_values(self, node: str, server: str = "") -> dict[str, str]:
         """Return the values of the placeholders, without tags, for a node whose HAProxy server is called `server`."""
         return {"name": node, "role": self.name, "interval": self.interval, "server": server or node}

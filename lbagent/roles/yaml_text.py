@@ -483,12 +483,17 @@ class Reader:
             return text.strip() if empty else text
         return None
 
-    def read_texts(self, node: yaml.Node, path: str, fix: str) -> list[tuple[yaml.Node, str]] | None:
-        """Return the texts of a list with their nodes; None if it is not a list of texts."""
+    def read_texts(self, node: yaml.Node, path: str, fix: str, empty: str = "") -> list[tuple[yaml.Node, str]] | None:
+        """Return the texts of a list with their nodes; None if it is not a list of texts.
+
+        `empty` is the fix for an empty list; without it, an empty list is valid.
+        """
         if not isinstance(node, yaml.SequenceNode):
             shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) and node.value else "is"
             self.note(node, path, f"{shown} not a list", fix)
             return None
+        if empty and not node.value:
+            self.note(node, path, "is an empty list", empty)
         found = [(item, self.read_text(item, path, fix)) for item in node.value]
         return [(item, text) for item, text in found if text is not None] if all(text for _, text in found) else None
 

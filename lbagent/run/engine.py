@@ -43,9 +43,6 @@ _VERBS = ("pause", "resume", "forget")
 _ATTEMPTS = 5
 """Number of times a run is started while its lock keeps getting lost."""
 
-_LOCK_WAIT = 30.0
-"""Seconds to wait for the process that acquired the new lock."""
-
 
 class Engine:
     """Makes runs, and keeps the results of the last one."""
@@ -54,6 +51,8 @@ class Engine:
         """Nothing is read yet."""
         self.paths, self._roles_path, self._log = settings.paths, settings.roles, log
         self.store = Store(self.paths)
+        self._roles: tuple[bytes, Roles] | None = None
+        """The content of roles.yml that was read last, and its roles."""
         self.spool = Spool(self.paths.spool, RECORD_LIMIT)
         self.membership = Membership()
         self.plan: Plan | None = None
@@ -75,6 +74,12 @@ class Engine:
             content = untrusted_files.read_whole_file(self._roles_path)
         except OSError as error:
             raise RolesRefused(f"{self._roles_path}: cannot be read: {error.strerror}") from error
+        if self._roles and self._roles[0] == content and not cache_result:
+            return self._roles[1]
+        self._roles = content, self._parse_roles(content, cache_result=cache_result)
+        return self._roles[1]
+
+    def _parse_roles(self, content: bytes, *, cache_result: bool) -> Roles:
         key = f"{lbagent.__version__} {len(content)} {zlib.crc32(content)} {zlib.adler32(content)}"
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return model.deserialize_roles(self.store.load_roles_cache(key))
@@ -97,7 +102,7 @@ class Engine:
             except lock.LockLost as lost:
                 self._log.warning(f"{lost}; starting again")
                 self.paths.prepare()
-                if not lock.acquire_again(self.paths.lock, _LOCK_WAIT):
+                if not lock.acquire_again(self.paths.lock, lock.RUN_WAIT):
                     raise
         raise Busy(
             f"{self.paths.lock}: the lock file was removed or replaced {_ATTEMPTS} times; find the process that does it"
@@ -263,7 +268,7 @@ class Engine:
         for note in _list_notes(transaction):
             log_note(note)
         for blocked in outcome.blocked:
-            self._log.error(f"blocked: {blocked}; `lbagent apply --force` applies these removals")
+            self._log.error(f"blocked: {blocked.report}")
         if not outcome.is_quiet:
             fields = {"outcome": outcome.verdict, "exit_status": outcome.exit_status}
             fields |= {"added": len(outcome.added), "removed": len(outcome.removed)}

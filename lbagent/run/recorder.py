@@ -141,9 +141,8 @@ class Recorder:
 
     def _make_last(self, error: BaseException | None, live: CurrentConfig | None) -> Last:
         now = int(time.time())
-        status = self._find_exit_status(error)
-        last = self._store.load_last()._replace(run=now, status=status, words=self._format_result(error))
-        last = self._count_run(last, now, self._find_verdict(error))
+        verdict, status, words = self._describe_end(error)
+        last = self._count_run(self._store.load_last()._replace(run=now, status=status, words=words), now, verdict)
         if status == 0:
             last = last._replace(success=now)
         if self.newest_event_at:
@@ -188,24 +187,16 @@ class Recorder:
             sum(peer.equal is False for peer in found.peers),
         )
 
-    def _find_verdict(self, error: BaseException | None) -> str:
-        error = error or self.sync_error
-        if isinstance(error, LbagentError | OSError):
-            return getattr(error, "outcome", LbagentError.outcome)
-        return self.outcome.verdict if self.outcome and not error else INTERRUPTED
-
-    def _format_result(self, error: BaseException | None) -> str:
-        if isinstance(error, LbagentError | OSError):
-            return _shorten(f"{getattr(error, 'outcome', 'failed')}: {format_error(error)}")
-        if self.sync_error:
-            return _shorten(f"{self.sync_error.outcome}: {format_error(self.sync_error)}")
-        return _shorten(f"{self.outcome.verdict}: {self.outcome.message}") if self.outcome else "interrupted"
-
-    def _find_exit_status(self, error: BaseException | None) -> int:
-        error = error or self.sync_error
-        if error is not None:
-            return error.exit_status if isinstance(error, LbagentError) else 1
-        return self.outcome.exit_status if self.outcome else 0
+    def _describe_end(self, error: BaseException | None) -> tuple[str, int, str]:
+        """Return the verdict, the exit status and one sentence."""
+        failure = error or self.sync_error
+        if isinstance(failure, LbagentError | OSError):
+            verdict, status = getattr(failure, "outcome", LbagentError.outcome), getattr(failure, "exit_status", 1)
+            return verdict, status, _shorten(f"{verdict}: {format_error(failure)}")
+        if failure is None and self.outcome:
+            end = self.outcome
+            return end.verdict, end.exit_status, _shorten(f"{end.verdict}: {end.message}")
+        return INTERRUPTED, int(failure is not None), "interrupted"
 
     def _collect_numbers(self, last: Last, live: CurrentConfig | None) -> metrics.Numbers:
         membership, plan = self._find_membership(), self._plan

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from lbagent.errors import LbagentError, NotStored, ReloadPostponed, TryAgain
 from lbagent.haproxy import config, config_files
-from lbagent.haproxy.config import Key
+from lbagent.haproxy.config import Key, Proxy
 from lbagent.membership.model import UNKNOWN, Member, Membership, as_table, find_member, find_paused
 from lbagent.membership.updates import DONE, NOT_YET, STILL_PAUSED, UNKNOWN_NODE
 from lbagent.names import format_count
 from lbagent.outcome import Outcome, Verdict
 from lbagent.planning.decisions import Note, OperatorLineNote
-from lbagent.planning.desired import list_serving_ports
+from lbagent.planning.desired import DesiredServers, list_serving_ports
 from lbagent.planning.lines import ServingServers, find_unserved, format_last_server
 from lbagent.planning.plan import Plan
 from lbagent.roles.model import Roles
@@ -58,8 +58,7 @@ def format_reply(record: str, command: Command, run: FinishedRun) -> str:
     is_pause = command.verb == "pause"
     if not outcome.is_confirmed and not (is_pause and _are_all_withdrawn(host_names, transaction, run.roles)):
         return _format_unconfirmed(outcome)
-    notes = _list_pause_notes(member, host_names, transaction, run.roles) if member and is_pause else []
-    return ", ".join([DONE, *notes])
+    return _format_pause_reply(member, host_names, transaction, run.roles) if member and is_pause else DONE
 
 
 def format_failure(error: BaseException | None) -> str:
@@ -142,15 +141,47 @@ def _format_unconfirmed(outcome: Outcome) -> str:
     return QUEUED if outcome.verdict is Verdict.QUEUED else "haproxy not seen"
 
 
-def _list_pause_notes(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> list[str]:
-    """Return what the sender of a completed pause should know."""
-    count = count_sessions(member, transaction.membership, roles, count_connections())
-    notes = [format_open_sessions(count)] if count else []
+def _format_pause_reply(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
+    """Return `done` with what the sender should know, or which operator's server still has the address of the node."""
     document = config_files.read_config(roles.haproxy).document
     now = ServingServers(document, config_files.query_server_states(document))
+    if server := _find_operator_server(now, roles, transaction.membership, host_names):
+        return f"{NOT_YET}: {member.name}: {server}, pauses do not affect it"
+    count = count_sessions(member, transaction.membership, roles, count_connections())
+    notes = [format_open_sessions(count)] if count else []
     if unserved := find_unserved(now, roles, transaction.membership, host_names):
         notes.append(format_last_server(unserved))
-    return notes
+    return ", ".join([DONE, *notes])
+
+
+def _find_operator_server(now: ServingServers, roles: Roles, membership: Membership, nodes: Collection[str]) -> str:
+    """Return where HAProxy has an operator's server with the address of a node, as a phrase; empty if it has none.
+
+    The text alone does not show the address of a line with a variable or a host name. Servers in maintenance or drain
+    do not count.
+    """
+    members = {name: membership.members[name] for name in nodes if name in membership.members}
+    desired, pairs = DesiredServers(roles, membership._replace(members=members)), roles.list_pairs()
+    for proxy in now.document.proxies:
+        here = [pairs[marker.middle] for marker in proxy.markers if marker.middle in pairs]
+        endpoints = {server.endpoint for pair in here for server in desired.list_servers(pair, tuple).servers}
+        found = _list_operator_endpoints(now, proxy) if endpoints else {}
+        if name := next((name for name, endpoint in found.items() if endpoint in endpoints), ""):
+            return f"in {proxy}: HAProxy's server {name} has its address"
+    return ""
+
+
+def _list_operator_endpoints(now: ServingServers, proxy: Proxy) -> Mapping[str, str | None]:
+    """Return ADDRESS:PORT of the operator's servers of a proxy that may get traffic, by name."""
+    if not now.states:
+        lines = (now.document.resolve_operator_server(line) for line in proxy.operator_servers)
+        return {line.name: line.endpoint for line in lines}
+    managed, here = {line.name for line in proxy.managed}, now.document.find_name(proxy)
+    return {
+        server: found.endpoint
+        for (name, server), found in now.states.items()
+        if name == here and server not in managed and not (found.state or "").startswith(("MAINT", "DRAIN"))
+    }
 
 
 def count_sessions(

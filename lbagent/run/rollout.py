@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, NoReturn
 
 from lbagent.errors import LbagentError, ReloadPostponed, RolledBack
@@ -15,7 +15,6 @@ from lbagent.haproxy.config import (
     Key,
     Lines,
     format_target,
-    list_managed_servers,
     parse_change,
     split_server_line,
 )
@@ -32,9 +31,9 @@ from lbagent.haproxy.runtime.servers import (
     ServerChanges,
     format_stop_command,
 )
-from lbagent.haproxy.runtime.session import Session, SessionError, Worker
+from lbagent.haproxy.runtime.session import GlobalLines, Session, SessionError, Worker
 from lbagent.haproxy.runtime.state import find_differences
-from lbagent.haproxy.server_line import is_drained
+from lbagent.haproxy.server_line import is_drained, select_drained
 from lbagent.names import canonical_address
 from lbagent.outcome import Verdict
 from lbagent.planning import quarantine
@@ -200,11 +199,13 @@ class Rollout:
         report = self._fix_differences(worker)
         return RolloutResult("; ".join([f"HAProxy reloaded, worker {worker.pid}", *differences, *report.lines]))
 
-    def compare_and_fix(self, plan: Plan, full_plan: Plan, worker: Worker, *, urgent: bool) -> tuple[str, bool]:
+    def compare_and_fix(
+        self, plan: Plan, full_plan: Plan, worker: Worker, *, urgent: bool, is_new: bool
+    ) -> tuple[str, bool]:
         """Compare what this worker runs with the plan, and fix differences; return a report, and whether all is fixed.
 
         Servers that only the file keeps are withdrawn again. If that is `urgent`, a worker that has just started is
-        waited for.
+        waited for. `is_new`: another process has started the worker, so that it may have read an older text.
         """
         if not self.can_record():
             return "", True  # servers that were withdrawn without a record stay so until it can be written
@@ -213,7 +214,9 @@ class Rollout:
         )
         if self.runtime_changes is None:
             return "", self._store.load_served().is_complete
+        strays, are_withdrawn = self.runtime_changes.withdraw_strays(self._snapshot.document) if is_new else ([], True)
         report = self._fix_differences(worker)
+        report = RepairReport((*strays, *report.lines), is_good=report.is_good and are_withdrawn)
         if report.is_good:
             in_maintenance = self.runtime_changes.in_maintenance
             with contextlib.suppress(OSError):  # on a full disk the next run finds out again
@@ -315,12 +318,15 @@ class Rollout:
 
 def list_withheld_servers(document: Document, plan: Plan | None, full_plan: Plan) -> Lines:
     """Return the servers that `document` has after `plan` (None: as it is) although `full_plan` removes them."""
+    return {} if plan is full_plan else _compare_withheld(*predict_servers(document, plan, full_plan))
+
+
+def predict_servers(document: Document, plan: Plan | None, full_plan: Plan) -> tuple[Lines, Lines]:
+    """Return the managed servers of `document` after `plan` (None: as it is), and after `full_plan`."""
+    after = config.predict_servers(document, plan.after, plan.changed) if plan else document.managed_servers
     if plan is full_plan:
-        return {}
-    after = (
-        config.predict_servers(document, plan.after, plan.changed) if plan else config.list_managed_servers(document)
-    )
-    return _compare_withheld(after, config.predict_servers(document, full_plan.after, full_plan.changed))
+        return after, after
+    return after, config.predict_servers(document, full_plan.after, full_plan.changed)
 
 
 class RuntimeChanges:
@@ -392,22 +398,22 @@ class RuntimeChanges:
         `admit_servers` makes the other changes later. A server that `plan` keeps in the file although `full_plan`
         removes it is withdrawn as well. A renamed server serves until it serves under its new name.
         """
-        self._present = present = list_managed_servers(document)
-        after = config.predict_servers(document, plan.after, plan.changed)
-        full_after = (
-            after if full_plan is plan else config.predict_servers(document, full_plan.after, full_plan.changed)
-        )
+        self._present = present = document.managed_servers
+        after, full_after = predict_servers(document, plan, full_plan)
         self._withheld = _compare_withheld(after, full_after)
-        self._wanted = {key: line for key, line in after.items() if key not in self._withheld}
-        self._serving = {key: line for key, line in present.items() if key not in self._in_maintenance}
+        self._wanted = _omit_servers(after, self._withheld)
+        self._serving = _omit_servers(present, self._in_maintenance)
         self._paused = config.find_paused_servers(document, plan.changed)
-        self._draining = {key: line for key, line in full_after.items() if is_drained(line) and key in after}
+        self._draining = {key: line for key, line in select_drained(full_after).items() if key in after}
         self._session_cutters = find_session_cutters(document)
         self._changes = self._compare_servers(document, plan)
         leaving = {key: line for key, line in present.items() if key not in self._wanted}
         self._renamed = self._find_renamed(leaving)
-        known = present.keys() | self._in_maintenance.keys()
-        pausing = {key: present.get(key, line) for key, line in self._draining.items() if key in known}
+        pausing = {
+            key: present.get(key, line)
+            for key, line in self._draining.items()
+            if key in present or key in self._in_maintenance
+        }
         self.withdrawn += self._withdraw(
             {key: line for key, line in leaving.items() if key not in self._renamed} | pausing
         )
@@ -422,13 +428,16 @@ class RuntimeChanges:
 
     def _compare_servers(self, document: Document, plan: Plan) -> ServerChanges:
         """Return the changes from what the worker runs to `_wanted`, with those that need a reload."""
-        checked = {key for key, line in self._present.items() if is_drained(line)}
+        checked = {*select_drained(self._present)}
         checked |= {key for key, line in self._in_maintenance.items() if self._should_drain(key, line)}
         known = KnownServers(self._serving, self._in_maintenance, self.in_sync, frozenset(checked))
         changes = ServerChanges(document, known, self._wanted, self._capabilities)
-        managed = {(proxy.name, line.name) for proxy in document.proxies for line in proxy.managed}
-        for key, line in map(parse_change, plan.removed):
-            if line and key not in managed:
+        removed = {key: line for key, line in map(parse_change, plan.removed) if line}
+        names = {name for name, _ in removed}
+        here = (proxy for proxy in document.proxies if proxy.name in names)
+        managed = {(proxy.name, line.name) for proxy in here for line in proxy.managed}
+        for key in removed:
+            if key not in managed:
                 changes.needs_reload[key] = "was an operator's line"
         before = config.list_uncertain_servers(document)
         if document.is_conditional or before:
@@ -442,7 +451,23 @@ class RuntimeChanges:
         self._session_cutters = find_session_cutters(document)
         return self._withdraw(lines)
 
-    def reopen_after_reload(self, settings: Sequence[Sequence[str]], worker: Worker) -> RuntimeChanges:
+    def withdraw_strays(self, document: Document) -> tuple[list[str], bool]:
+        """Take the traffic from servers that the worker has and `document` lacks; return a report, and whether it is.
+
+        The worker was started while the file was replaced, and has read the previous text. Servers that a process adds
+        through the runtime API are not found: no worker has them when it starts.
+        """
+        try:
+            states = self._session.fetch_states()
+        except SessionError as error:
+            return [f"not compared: {error}"], False
+        strays = [key for key, one in states.items() if not one.out and config.is_stray(document, key)]
+        withdrawn = set(self._withdraw(dict.fromkeys(strays, "")))
+        words = {key: "fixed" if format_target(key) in withdrawn else "not fixed" for key in strays}
+        lines = [f"{how}: {format_target(key)} still gets traffic" for key, how in words.items()]
+        return lines, len(withdrawn) == len(strays)
+
+    def reopen_after_reload(self, settings: GlobalLines, worker: Worker) -> RuntimeChanges:
         """Return the same changes for the new worker; withheld servers are withdrawn again. Raises SessionError."""
         fresh = open_runtime_changes(self._store, settings, worker, in_sync=True)
         fresh._wanted, fresh._changes = self._wanted, self._changes  # noqa: SLF001  # the same class
@@ -473,8 +498,10 @@ class RuntimeChanges:
         if unrecorded:
             self._in_maintenance |= unrecorded
             # Record before sending: after a crash the next run must know what to enable. A full disk stops nothing.
+            # Without fsync: a power failure ends the worker too, and its servers in maintenance with it.
+            served = self._store.load_served()._replace(in_maintenance=self.in_maintenance)
             try:
-                self._store.save_served(self._store.load_served()._replace(in_maintenance=self.in_maintenance))
+                self._store.save_served(served, durable=False)
             except OSError:
                 self._store.mark_served_incomplete()
         commands = [format_stop_command(key, drain=self._should_drain(key, line)) for key, line in lines.items()]
@@ -584,11 +611,18 @@ class RuntimeChanges:
         return key in self._draining or key[0] in self._session_cutters or "on-marked-down" in line
 
 
+def _omit_servers(lines: Lines, keys: Collection[Key]) -> Lines:
+    """Return `lines` without these servers; the same object where there are none."""
+    return {key: line for key, line in lines.items() if key not in keys} if keys else lines
+
+
 def _compare_withheld(after: Lines, full_after: Lines) -> Lines:
     """Return the servers of the file `after` a change that should get no new clients.
 
     `full_after` is the file as membership asks for it: a server is missing there, or drained.
     """
+    if after is full_after:
+        return {}
 
     def is_as_requested(key: Key, line: str) -> bool:
         return key in full_after and (is_drained(line) or not is_drained(full_after[key]))
@@ -605,9 +639,7 @@ def find_session_cutters(document: Document) -> frozenset[str]:
     return frozenset(document.find_name(proxy) for proxy in document.proxies if proxy.start in starts)
 
 
-def open_runtime_changes(
-    store: Store, settings: Sequence[Sequence[str]], worker: Worker, *, in_sync: bool
-) -> RuntimeChanges:
+def open_runtime_changes(store: Store, settings: GlobalLines, worker: Worker, *, in_sync: bool) -> RuntimeChanges:
     """Connect to this worker. Raises SessionError where that is not possible."""
     recorded = store.load_served().in_maintenance
     connection = session.open_session(settings, worker)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
@@ -28,7 +28,10 @@ SyncMerge = Callable[[Membership, Roles], UpdateResult]
 """Merges what a sync has fetched into membership, after all events. Raises TryAgain where Serf gives no list."""
 
 QUERY_TIMEOUTS = (1, 1)
-"""Seconds that another load balancer has for its answer, per attempt."""
+"""Seconds that another load balancer has for its answer, per attempt, while events wait."""
+
+PATIENT_TIMEOUTS = (1, 6)
+"""The same in a sync. On a busy machine a handler takes seconds, and Serf runs handlers one after another."""
 
 _SYNC_TIMEOUT = 20.0
 """Seconds for all pages of all load balancers: one may know thousands of pauses, or never stop answering."""
@@ -56,11 +59,14 @@ def prepare_sync(
     all events are applied. It raises TryAgain if Serf is not reachable, or lists no node of any role. With `store`,
     peers.json is written.
     """
-    asked_at, answers = int(time.time()), PeerAnswers()
+    asked_at, answers, status_lines, digest = int(time.time()), PeerAnswers(), dict[str, str](), ""
     # Serf's list, or the run, fails with the same error, and logs it.
     with contextlib.suppress(LbagentError, OSError):
-        answers = ask_peers(load_membership, log_line)
-    status_lines, digest = _fetch_status_lines(load_roles) if store else ({}, "")
+        names = _fetch_alive_peers()
+        with contextlib.suppress(LbagentError, OSError):
+            answers = ask_peers(names, load_membership, log_line)
+        if store:
+            status_lines, digest = _fetch_status_lines(names, load_roles)
 
     def merge_sync(membership: Membership, roles: Roles) -> UpdateResult:
         now = int(time.time())
@@ -82,14 +88,18 @@ def prepare_sync(
     return merge_sync
 
 
-def _fetch_status_lines(load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
-    """Return the status line of each other load balancer, and the digest of the managed lines here."""
-    try:
-        names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
-        document = config_files.read_config(load_roles().haproxy).document
-        status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
-    except (LbagentError, OSError):
-        return {}, ""
+def _fetch_alive_peers() -> list[str]:
+    """Return the names of the other load balancers that are alive. Raises TryAgain."""
+    return [peer.name for peer in agent.fetch_peers() if peer.status == "alive"]
+
+
+def _fetch_status_lines(names: Collection[str], load_roles: Callable[[], Roles]) -> tuple[dict[str, str], str]:
+    """Return the status line of each of these load balancers, and the digest of the managed lines here.
+
+    Raises TryAgain, RolesRefused, OSError.
+    """
+    document = config_files.read_config(load_roles().haproxy).document
+    status_lines = agent.send_query("lbagent-status", "", names, QUERY_TIMEOUTS) if names else {}
     return status_lines, document.compute_digest() if document.has_managed_lines else "none"
 
 
@@ -113,15 +123,20 @@ class PeerAnswers(NamedTuple):
 
 
 def ask_peers(
-    load_membership: Callable[[], Membership], log_line: Callable[[str], None], timeout: float = _SYNC_TIMEOUT
+    names: Sequence[str],
+    load_membership: Callable[[], Membership],
+    log_line: Callable[[str], None],
+    timeout: float = _SYNC_TIMEOUT,
+    attempts: Sequence[int] = PATIENT_TIMEOUTS,
 ) -> PeerAnswers:
-    """Ask all load balancers that are alive. `log_line` is called with each failure. Raises TryAgain.
+    """Ask these load balancers. `log_line` is called with each failure.
 
     `load_membership` is called after the first answers, so that pauses received meanwhile need no report.
     """
-    names = [peer.name for peer in find_peers(agent.fetch_members(), agent.fetch_info()) if peer.status == "alive"]
+    if not names:
+        return PeerAnswers(is_complete=True)
     deadline = time.monotonic() + timeout
-    pages = {name: peers.parse_page(text) for name, text in _query_pages("", names, log_line).items()}
+    pages = {name: peers.parse_page(text) for name, text in _query_pages("", [*names], attempts, log_line).items()}
     known, is_complete, found = load_membership(), True, []
     for name in names:
         page = pages.get(name)
@@ -129,7 +144,7 @@ def ask_peers(
             log_line(f"{name} did not report its pauses")
             is_complete = False
         elif page.digest != peers.digest_reports(known, int(time.time()), page.version):
-            reports, has_all = _fetch_reports(name, page, deadline, log_line)
+            reports, has_all = _fetch_reports(name, page, deadline, attempts, log_line)
             is_complete = is_complete and has_all
             found.append(PeerPauses(name, reports, has_all and page.is_complete))
     return PeerAnswers(tuple(found), is_complete)
@@ -150,14 +165,14 @@ def merge_answers(
 
 
 def _fetch_reports(
-    name: str, page: Page, deadline: float, log_line: Callable[[str], None]
+    name: str, page: Page, deadline: float, attempts: Sequence[int], log_line: Callable[[str], None]
 ) -> tuple[tuple[PauseReport, ...], bool]:
     """Return the reports of this page and of those after it, and whether these are all."""
     reports = list(page.reports)
     while page.more:
         following = None
         if page.reports and time.monotonic() < deadline:
-            answers = _query_pages(page.reports[-1].name, [name], log_line)
+            answers = _query_pages(page.reports[-1].name, [name], attempts, log_line)
             following = peers.parse_page(answers.get(name, ""))
         if following is None:
             log_line(f"{name} did not report all of its pauses")
@@ -167,12 +182,14 @@ def _fetch_reports(
     return tuple(reports), True
 
 
-def _query_pages(after: str, names: list[str], log_line: Callable[[str], None]) -> dict[str, str]:
+def _query_pages(
+    after: str, names: list[str], attempts: Sequence[int], log_line: Callable[[str], None]
+) -> dict[str, str]:
     """Return the page of pauses after the node `after` from each of these load balancers, by name."""
     if not names:
         return {}
     try:
-        return agent.send_query("lbagent-status", peers.REQUEST.format(after=after), names, QUERY_TIMEOUTS)
+        return agent.send_query("lbagent-status", peers.REQUEST.format(after=after), names, attempts)
     except TryAgain as error:
         log_line(str(error))
         return {}
@@ -183,10 +200,10 @@ def has_contact_since_start(membership: Membership, paths: Paths) -> bool:
     ago = time.time() - membership.peers_asked_at
     if not membership.peers_asked_at or ago < 0:
         return False
-    running = agent.find_running_agent()
-    if running is None:
+    started = agent.find_start_time()
+    if started is None:
         return ago < _CONTACT_WINDOW
-    if running.process.start_time > membership.peers_asked_at:
+    if started > membership.peers_asked_at:
         return False
     return ago < _CONTACT_WINDOW or not is_locked(paths.watch_lock)
 
@@ -195,7 +212,10 @@ def merge_peer_pauses(membership: Membership, log: Log) -> UpdateResult:
     """Return `membership` merged with the pauses of other load balancers; unchanged if Serf is not reachable."""
     now = int(time.time())
     try:
-        answers, clocks = ask_peers(lambda: membership, log.info, _EVENT_TIMEOUT), agent.fetch_clocks()
+        answers, clocks = (
+            ask_peers(_fetch_alive_peers(), lambda: membership, log.info, _EVENT_TIMEOUT, QUERY_TIMEOUTS),
+            agent.fetch_clocks(),
+        )
     except TryAgain as error:
         log.info(str(error))
         return UpdateResult(membership, {}, (), ())

@@ -20,7 +20,7 @@ from lbagent.outcome import QUIET, Outcome, Verdict, format_line_counts, format_
 from lbagent.planning import guard, quarantine
 from lbagent.planning.plan import Change, Plan, PlanOptions, make_plan
 from lbagent.roles.model import Roles
-from lbagent.run.rollout import ATTEMPTS, Rollout, RolloutResult, list_withheld_servers
+from lbagent.run.rollout import ATTEMPTS, Rollout, RolloutResult, list_withheld_servers, predict_servers
 from lbagent.state.store import Served, ServersInMaintenance, Store
 
 
@@ -89,11 +89,7 @@ class AppliedState:
         in_maintenance = self._list_in_maintenance()
         if not in_maintenance:
             return False
-        document = self._snapshot.document
-        after = config.predict_servers(document, plan.after, plan.changed)
-        full_after = (
-            after if full_plan is plan else config.predict_servers(document, full_plan.after, full_plan.changed)
-        )
+        after, full_after = predict_servers(self._snapshot.document, plan, full_plan)
         serving = (key for key, line in full_after.items() if key in after and not is_drained(line))
         return any(key in in_maintenance for key in serving)
 
@@ -286,7 +282,9 @@ class Transaction:
     def _compare_with_haproxy(self, attempt: _Attempt, worker: Worker, *, urgent: bool) -> tuple[Rollout, bool]:
         """Compare what the worker runs with the plan, and fix differences; return whether all is fixed."""
         rollout = self._make_rollout(attempt)
-        fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent)
+        applied = attempt.applied
+        is_new = applied.assumed_worker == worker or applied.has_same_lines(worker)
+        fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent, is_new=is_new)
         self._fixed = fixed or self._fixed
         self.withdrawn, self.confirmed_withdrawn = rollout.withdrawn, rollout.confirmed_withdrawn
         return rollout, is_good

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lbagent.errors import TryAgain
 from lbagent.names import brief
 from lbagent.serf import member_list
-from lbagent.serf.member_list import AgentInfo, MemberList
+from lbagent.serf.member_list import AgentInfo, ListedMember, MemberList
 from lbagent.system import processes, subprocess, untrusted_files
 from lbagent.system.processes import Process
 
@@ -56,9 +57,9 @@ _MORE = 2.0
 COMMAND_TIMEOUTS = (1, 2, 3, 4)
 """Seconds that another load balancer has for its answer to a command, each time it is asked."""
 
-NAME = "serf.env"
+_ENV_FILE = "serf.env"
 
-_KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
+_ENV_KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
 
 
 def fetch_members() -> MemberList:
@@ -69,6 +70,15 @@ def fetch_members() -> MemberList:
 def fetch_info() -> AgentInfo:
     """Return the agent's name, role, clocks and handlers. Raises TryAgain."""
     return _ask(["info", "-format=json"], member_list.parse_info)
+
+
+def fetch_peers() -> tuple[ListedMember, ...]:
+    """Return the other load balancers that the agent knows. Raises TryAgain."""
+    info = fetch_info()
+    role = re.escape(member_list.find_own_role(info))
+    # Serf selects: a list of all members has megabytes. A member may have several roles.
+    listed = _ask(["members", "-format=json", f"-tag=role=.*{role}.*"], member_list.parse_member_list)
+    return member_list.find_peers(listed, info)
 
 
 def fetch_clocks() -> Mapping[str, int]:
@@ -143,9 +153,9 @@ class SerfEnv:
 
     def __init__(self, folders: Iterable[str], environ: MutableMapping[str, str]) -> None:
         """Use the first of `folders` that has a serf.env. Variables that `environ` already has take precedence."""
-        self.paths = [os.path.join(folder, NAME) for folder in dict.fromkeys(folders)]
+        self.paths = [os.path.join(folder, _ENV_FILE) for folder in dict.fromkeys(folders)]
         self._environ = environ
-        self._own = [key for key in _KEYS if not environ.get(key)]
+        self._own = [key for key in _ENV_KEYS if not environ.get(key)]
         """Variables that only the file sets."""
         self._content: bytes | None = None
         self.error = ""
@@ -191,16 +201,11 @@ def list_serf_env_folders(roles: str, environ: Mapping[str, str], default: str) 
     return [os.path.dirname(path) for path in (roles, environ.get("LBAGENT_ROLES") or default, default)]
 
 
-def load_serf_env(folder: str, environ: MutableMapping[str, str]) -> None:
-    """Load serf.env of `folder` into `environ`, whose variables take precedence; do nothing if it cannot be read."""
-    SerfEnv([folder], environ).load()
-
-
 def _parse_env(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in content.decode("utf-8", "surrogateescape").split("\n"):
         key, _, value = line.strip().partition("=")
-        if key in _KEYS and (value := _unquote(value)):
+        if key in _ENV_KEYS and (value := _unquote(value)):
             found.setdefault(key, value)
     return found
 
@@ -261,18 +266,17 @@ def merge_settings(argv: Sequence[str], files: Sequence[Mapping[str, Any]]) -> d
 
 def list_event_handlers(settings: Mapping[str, Any]) -> list[str]:
     """Return the event handlers, as they are written."""
-    found = settings.get("event_handlers")
-    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+    return _list_texts(settings, "event_handlers")
 
 
 def list_join_addresses(settings: Mapping[str, Any]) -> list[str]:
     """Return the addresses that the agent joins, as they are written."""
-    found = [one for key in ("start_join", "retry_join") for one in _as_list(settings.get(key))]
-    return [one for one in found if isinstance(one, str)]
+    return _list_texts(settings, "start_join", "retry_join")
 
 
-def _as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _list_texts(settings: Mapping[str, Any], *keys: str) -> list[str]:
+    lists = (found for key in keys if isinstance(found := settings.get(key), list))
+    return [one for found in lists for one in found if isinstance(one, str)]
 
 
 def find_rpc_address(settings: Mapping[str, Any]) -> str:
@@ -322,6 +326,23 @@ def find_running_agent() -> Agent | None:
             if processes.is_same_endpoint(find_rpc_address(found.settings), asked):
                 return found
     return None
+
+
+_known_agent: tuple[str, Process] | None = None
+"""The agent that `find_start_time` found last, with the RPC address in $SERF_RPC_ADDR."""
+
+
+def find_start_time() -> float | None:
+    """Return when the agent at the RPC address started, in epoch seconds; None if none is found.
+
+    While an agent that was found runs, no other one is looked for: the process table is long.
+    """
+    global _known_agent  # noqa: PLW0603  # one agent per process of lbagent
+    asked = os.environ.get("SERF_RPC_ADDR") or DEFAULT_RPC
+    if _known_agent is None or _known_agent[0] != asked or not processes.is_running(*_known_agent[1].identity):
+        found = find_running_agent()
+        _known_agent = (asked, found.process) if found else None
+    return _known_agent[1].start_time if _known_agent else None
 
 
 def _read_agent(process: Process, argv: Sequence[str]) -> Agent:

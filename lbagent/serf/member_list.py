@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lbagent.names import NAME, NAME_RULE, canonical_address, role_names
+from lbagent.names import NAME, NAME_RULE, are_ipv4_addresses, are_names, canonical_address, role_names
 
 _LB = "lb"
 """Role of the load balancers in the documentation; the default if the agent has no role."""
@@ -60,6 +61,8 @@ def parse_member_list(output: str) -> MemberList:
     if not isinstance(found_rows, list | None):
         raise ValueError(f"`members` is {str(found_rows)[:40]!r}, not a list")  # noqa: TRY004  # as in _check_mapping
     rows = [_check_mapping(row) for row in found_rows or ()]
+    if (plain := _parse_plain_members(rows)) is not None:
+        return MemberList(tuple(plain), frozenset(one.name for one in plain), ())
     for row in rows:
         found = _parse_member(row)
         if isinstance(found, str):
@@ -95,7 +98,7 @@ def parse_answers(output: str, nodes: Collection[str]) -> dict[str, str]:
 
 def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...]:
     """Return the other load balancers: members with the agent's own role, or `lb` if it has none."""
-    role = _find_own_role(myself)
+    role = find_own_role(myself)
     peers = (one for one in listed.members if role in role_names(one.role))
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
@@ -109,7 +112,7 @@ NOT_REACHABLE = "not asked: its name or address in Serf is invalid"
 
 def find_unreachable_peers(listed: MemberList, myself: AgentInfo) -> tuple[str, ...]:
     """Return the load balancers that cannot be queried, because their name or address is invalid."""
-    mine = _find_own_role(myself)
+    mine = find_own_role(myself)
     return tuple(name for name, role in listed.strays.items() if mine in role_names(role) and name != myself.name)
 
 
@@ -118,9 +121,24 @@ def explain_no_query(status: str) -> str:
     return "" if status == "alive" else f"not asked: {status} in Serf"
 
 
-def _find_own_role(myself: AgentInfo) -> str:
+def find_own_role(myself: AgentInfo) -> str:
     """Return the role that load balancers share: the first one of the agent's own tag."""
     return next(iter(role_names(myself.role)), _LB)
+
+
+def _parse_plain_members(rows: list[Mapping[str, Any]]) -> list[ListedMember] | None:
+    """Return the members as `_parse_member` does; None where it is needed. Fast for thousands of members."""
+    try:
+        names, given, statuses = ([row[key] for row in rows] for key in ("name", "addr", "status"))
+        tags = [row["tags"].copy() for row in rows]
+        values = chain(statuses, chain.from_iterable(one.values() for one in tags))
+        hosts = [address.rpartition(":")[0] for address in given]
+        if not (set(map(type, values)) <= {str} and are_names(names) and are_ipv4_addresses(hosts)):
+            return None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    roles = [one.pop("role", "") for one in tags]
+    return list(map(ListedMember, names, hosts, roles, tags, statuses))
 
 
 def _parse_member(row: Mapping[str, Any]) -> ListedMember | str:

@@ -184,6 +184,15 @@ def _watch_writers(path: str) -> Iterator[Callable[[], bool]]:
         os.close(descriptor)
 
 
+def read_stamp(path: str) -> tuple[int, int, int] | None:
+    """Return what differs after each change: inode, mtime in nanoseconds, size; None without a file. Raises OSError."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def is_mount_point(path: str) -> bool:
     """Return whether `path` is a mount point itself, such as a single file mounted into a container."""
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
@@ -229,7 +238,7 @@ def _read_content(path: str) -> bytes:
 def _create_file(path: str, mode: int) -> Iterator[None]:
     """Create an empty file, in place of a stale one, and remove it at the end if it is still at `path`.
 
-    A process that took over a lost lock may have its own file there by then. Raises OSError or lock.LockLost.
+    A process that has acquired a lost lock may have its own file there by then. Raises OSError or lock.LockLost.
     """
     lock.check_all_locks()
     _remove_if_present(path)

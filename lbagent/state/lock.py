@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 
 from lbagent.errors import Busy
 
+RUN_WAIT = 30.0
+"""Seconds to wait for the run of another process."""
+
 _STEP = 0.02
 """Seconds between two attempts. A reload takes 60 ms."""
 

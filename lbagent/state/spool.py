@@ -191,20 +191,24 @@ def _judge_error(error: OSError) -> str:
 
 def _write_record(here: int, descriptor: int, name: str, content: bytes) -> bool:
     hidden = f".{name}"
+    file = open(descriptor, "wb")  # noqa: SIM115  # closed after the rename
     try:
-        with open(descriptor, "wb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(name, dir_fd=here)
-                os.unlink(hidden, dir_fd=here)
-                return False
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(name, dir_fd=here)
+            os.unlink(hidden, dir_fd=here)
+            return False
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
         os.rename(hidden, name, src_dir_fd=here, dst_dir_fd=here)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=here)
         raise
+    finally:
+        # The close wakes `watch`, when the record has its name: watchdog reports a rename half a second later.
+        with contextlib.suppress(OSError):
+            file.close()  # all is on the disk
     os.fsync(here)
     return True
 

@@ -15,7 +15,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -47,10 +46,10 @@ _COLUMNS = ("name", "address", "role", "status", "changed")
 _NUMBER_LIMIT = 1 << 70
 """Larger than any LTime (64 bits) and any time. lbagent never writes a larger number."""
 
-_FIRST = 1 << 14
+_FIRST_PIECE = 1 << 14
 """Bytes read first. They usually hold the last line; one with 10,000 servers is a hundred times longer."""
 
-_LINES = 50
+_LISTED_LINES = 50
 """Added and removed lines that are kept of an entry; a change of ten thousand servers has as many."""
 
 HISTORY_LIMIT = 4 * 1024 * 1024
@@ -107,13 +106,18 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         """Use the state directory at `paths`."""
         self.paths = paths
+        self._membership: tuple[bytes, Membership] | None = None
+        """The content of members.json that was read or written last, and its membership."""
 
     def load_membership(self) -> Membership | None:
         """Return the stored membership; None if there is none. Raises Damaged, OSError."""
         try:
-            return parse_membership(untrusted_files.read_whole_file(self.paths.members))
+            content = untrusted_files.read_whole_file(self.paths.members)
         except FileNotFoundError:
             return None
+        if self._membership is None or self._membership[0] != content:
+            self._membership = content, parse_membership(content)
+        return self._membership[1]
 
     def set_damaged_aside(self) -> str:
         """Rename an unreadable members.json and return its new path. Raises OSError."""
@@ -124,7 +128,9 @@ class Store:
 
     def save_membership(self, membership: Membership) -> None:
         """Replace members.json atomically and durably. Raises OSError."""
-        files.replace_file(self.paths.members, serialize_membership(membership))
+        content = serialize_membership(membership)
+        files.replace_file(self.paths.members, content)
+        self._membership = content, membership._replace(members=as_table(membership.members))
 
     def load_served(self) -> Served:
         """Return what HAProxy last confirmed; an empty state where that is unknown."""
@@ -161,14 +167,14 @@ class Store:
         with contextlib.suppress(OSError):
             os.rename(self.paths.served, self._incomplete_path)
 
-    def save_served(self, served: Served) -> None:
-        """Write served.json. Raises OSError."""
+    def save_served(self, served: Served, *, durable: bool = True) -> None:
+        """Write served.json, with fsync if `durable`. Raises OSError."""
         content: dict[str, object] = {"digest": served.digest, "worker": _serialize_worker(served.worker)}
         content["failure"] = served.failure and served.failure._asdict()
         if served.in_maintenance.lines:
             lines = {"/".join(key): line for key, line in served.in_maintenance.lines.items()}
             content["left"] = {"worker": _serialize_worker(served.in_maintenance.worker), "servers": lines}
-        files.replace_file(self.paths.served, json.dumps(content).encode())
+        files.replace_file(self.paths.served, json.dumps(content).encode(), durable=durable)
         if served.is_complete:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._incomplete_path)
@@ -212,9 +218,9 @@ class Store:
     def wait_for_answer(self, record: str, seconds: float) -> str | None:
         """Wait up to `seconds` for the answer to a record; None if there is none by then. Raises OSError."""
         deadline = time.monotonic() + seconds
-        seen: tuple[int, int] | None = None
+        seen: tuple[int, int, int] | None = None
         while True:
-            stamp = _read_stamp(self.paths.answers)
+            stamp = files.read_stamp(self.paths.answers)
             if stamp != seen and (answer := self._load_answers().get(record)) is not None:
                 return answer
             seen = stamp
@@ -255,15 +261,6 @@ class Store:
     def publish_metrics(self, metrics: bytes) -> None:
         """Write metrics.prom, readable by all users. Raises OSError."""
         files.replace_file(self.paths.metrics, metrics, 0o644, durable=False)
-
-
-def _read_stamp(path: str) -> tuple[int, int] | None:
-    """Return inode and mtime of a file; None if it is missing."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: str) -> int:
@@ -316,7 +313,7 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
 
 def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines from the last one on, reading ten times more of the file at each step."""
-    size, piece = os.fstat(file.fileno()).st_size, _FIRST
+    size, piece = os.fstat(file.fileno()).st_size, _FIRST_PIECE
     while True:
         start = max(0, size - piece)
         file.seek(start)
@@ -328,6 +325,8 @@ def _read_lines_backwards(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parse_run(line: bytes) -> PastRun | None:
+    from datetime import datetime  # noqa: PLC0415  # a run only writes the history
+
     try:
         entry = json.loads(line)
         when = datetime.fromisoformat(entry["when"])
@@ -346,8 +345,8 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
         **run._asdict(),
         "reloaded": entry.get("reloaded") is True,
         "ms": entry["ms"] if isinstance(entry.get("ms"), int) else None,
-        "added": added[:_LINES],
-        "removed": removed[:_LINES],
+        "added": added[:_LISTED_LINES],
+        "removed": removed[:_LISTED_LINES],
         "added_count": len(added),
         "removed_count": len(removed),
     }

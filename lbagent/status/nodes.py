@@ -279,58 +279,33 @@ def list_nodes(
 
     `middles` are the middles of all markers; `load_balancers` are the names of the other load balancers.
     """
-    table = _NodeTable(roles, membership, servers, preview, middles, load_balancers)
-    return [_make_node(table.find_facts(name)) for name in sort_names(table.list_names())]
+    members, paused, plan = as_table(membership.members), find_paused(membership), preview.plan
+    pausing = {one.address: one for one in members.special.values() if one.pause or one.paused_by_tag}
 
-
-class _NodeTable:
-    """The facts of all nodes, by name."""
-
-    def __init__(
-        self,
-        roles: Roles,
-        membership: Membership,
-        servers: ServerStates,
-        preview: Preview,
-        middles: Container[str],
-        load_balancers: Collection[str],
-    ) -> None:
-        self._load_balancers = load_balancers
-        self._roles, self._servers, self._preview = roles, servers, preview
-        self._members = as_table(membership.members)
-        self._paused = find_paused(membership)
-        pausing = (one for one in self._members.special.values() if one.pause or one.paused_by_tag)
-        self._pausing = {one.address: one for one in pausing}
-        self._middles = middles
-
-    def list_names(self) -> set[str]:
-        """Return the names of the nodes that are present, paused, or have a line."""
-        columns = self._members.columns
-        there = {name for name, status in zip(columns.names, columns.statuses, strict=True) if status in PRESENT}
-        waiting = {name for name, member in self._members.special.items() if member.pause}
-        changing = self._preview.plan.changes if self._preview.plan else {}
-        return {*there, *waiting, *self._servers, *changing}
-
-    def find_facts(self, name: str) -> Facts:
-        """Return the facts of one node."""
-        member, preview = self._members.get(name), self._preview
+    def find_facts(name: str) -> Facts:
+        member = members.get(name)
+        pauser = member if member and (member.pause or member.paused_by_tag) else None
         return Facts(
             name,
             member,
-            self._roles.find_roles(member.role) if member else (),
-            self._servers.get(name, ()),
+            roles.find_roles(member.role) if member else (),
+            servers.get(name, ()),
             preview.change(name),
-            preview.plan.reasons.get(name, ()) if preview.plan else (),
-            explain_no_server(member, self._roles, self._middles) if member and member.present else "",
-            self._find_pauser(member) if member and name in self._paused else None,
+            plan.reasons.get(name, ()) if plan else (),
+            explain_no_server(member, roles, middles) if member and member.present else "",
+            (pauser or pausing[member.address]) if member and name in paused else None,
             name in preview.blocked,
             name in preview.quarantined,
-            name in self._load_balancers,
+            name in load_balancers,
             preview.obstacle,
         )
 
-    def _find_pauser(self, member: Member) -> Member:
-        return member if member.pause or member.paused_by_tag else self._pausing[member.address]
+    there = (
+        name for name, status in zip(members.columns.names, members.columns.statuses, strict=True) if status in PRESENT
+    )
+    waiting = (name for name, member in members.special.items() if member.pause)
+    names = {*there, *waiting, *servers, *(plan.changes if plan else ())}
+    return [_make_node(find_facts(name)) for name in sort_names(names)]
 
 
 def _make_node(facts: Facts) -> Node:

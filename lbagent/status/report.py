@@ -36,7 +36,6 @@ from lbagent.state import store
 from lbagent.state.lock import is_locked
 from lbagent.state.store import Damaged
 from lbagent.status.nodes import NOT_MANAGED, Node, State, list_nodes, list_server_states
-from lbagent.system import processes
 from lbagent.system.log import format_error
 
 _SOCKET_TIMEOUT = 2.0
@@ -371,14 +370,26 @@ class _Collector:
         membership = self._read_membership(document)
         stats, socket = _fetch_stats(document)
         served, spool, run = self._read_served(), self._read_spool(), self._read_last_change()
-        old = self._count_old_workers(document)
-        sources = Sources(self._at, stats, socket, served, spool, run, old, tuple(self._problems))
-        sources = sources._replace(
+        old_workers, is_down = self._look_at_haproxy(document)
+        paths = self._engine.paths
+        sees_daemon = os.access(paths.folder, os.R_OK)
+        sources = Sources(
+            self._at,
+            stats,
+            socket,
+            served,
+            spool,
+            run,
+            old_workers,
+            tuple(self._problems),
             last=self._engine.store.load_last(),
             peers=self._engine.store.load_peers(),
-            haproxy_down=self._is_haproxy_down(document),
+            daemon=is_locked(paths.watch_lock) if sees_daemon else None,
+            stopped=_find_stopped(paths) if sees_daemon else "",
+            daemon_needed=sees_daemon and daemon.handler_only_stores(paths, None),
+            daemon_known=sees_daemon and os.path.exists(paths.watch_lock),
+            haproxy_down=is_down,
         )
-        sources = self._add_daemon(sources)
         return build_report(sources, self._roles, membership, document)
 
     def _read_config(self) -> Document | None:
@@ -435,36 +446,19 @@ class _Collector:
         pid = found.worker[0] if found.worker else None
         return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
 
-    def _count_old_workers(self, document: Document | None) -> int | None:
+    def _look_at_haproxy(self, document: Document | None) -> tuple[int | None, bool]:
+        """Return the number of old workers, None if no HAProxy is found; and whether HAProxy certainly does not run."""
+        if document is None:
+            return None, False
+        config = self._roles.haproxy.config
         try:
-            running = document and process.find_haproxy(self._roles.haproxy.config, document.settings)
+            running = process.find_haproxy(config, document.settings)
         except TryAgain as error:
             self._add_problem(format_error(error))
-            return None
-        return running.old if running else None
-
-    def _is_haproxy_down(self, document: Document | None) -> bool:
-        """Return whether HAProxy certainly does not run."""
-        if document is None or not processes.can_read_processes():
-            return False
-        try:
-            running = process.find_haproxy(self._roles.haproxy.config, document.settings)
-            return running is None and process.is_shown_not_to_run(self._roles.haproxy.config, document.settings)
-        except TryAgain:
-            return False
-
-    def _add_daemon(self, sources: Sources) -> Sources:
-        paths = self._engine.paths
-        try:
-            os.listdir(paths.folder)
-        except OSError:
-            return sources
-        return sources._replace(
-            daemon=is_locked(paths.watch_lock),
-            stopped=_find_stopped(paths),
-            daemon_needed=daemon.handler_only_stores(paths, None),
-            daemon_known=os.path.exists(paths.watch_lock),
-        )
+            return None, False
+        if running:
+            return running.old, False
+        return None, process.is_shown_not_to_run(config, document.settings)
 
     def _add_problem(self, text: str) -> None:
         self._problems[text] = None

@@ -42,8 +42,11 @@ _LOOKS = 3
 _LINKS = 40
 """Maximum number of symbolic links in one path, as in the kernel."""
 
-_EXEC, _POLL = 0.3, 0.005
+_EXEC, _POLL = 2.0, 0.005
 """Seconds that an exec may take on a busy machine, and seconds between two attempts."""
+
+_ENV_END = 48
+"""Index of env_end in /proc/PID/stat behind the program name."""
 
 
 class Process(NamedTuple):
@@ -104,6 +107,13 @@ class Process(NamedTuple):
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
             return None
+
+    def runs_program(self, program: os.stat_result) -> bool:
+        """Return whether it executes this very file; not if the file was replaced since, or that may not be read."""
+        try:
+            return os.path.samestat(os.stat(f"/proc/{self.pid}/exe"), program)
+        except OSError:
+            return False
 
     def defers_signal(self, signal: int) -> bool:
         """Return whether the process blocks this signal, or has it pending. Visible to any user."""
@@ -187,14 +197,20 @@ class Process(NamedTuple):
         return None
 
     def _read_nonempty(self, name: str) -> bytes:
-        """Read a file in /proc/PID; retry while it is empty, as it is during an exec.
+        """Read a file in /proc/PID; retry while it is empty because of an exec.
 
         A HAProxy master makes two execs per reload.
         """
         deadline = time.monotonic() + _EXEC
-        while (content := self._read(name)) == b"" and is_running(*self.identity) and time.monotonic() < deadline:
+        while (content := self._read(name)) == b"" and self._is_in_exec() and time.monotonic() < deadline:
             time.sleep(_POLL)
-        return content or b""
+        # The exec may have ended between the two looks.
+        return content or self._read(name) or b""
+
+    def _is_in_exec(self) -> bool:
+        """Return whether the process runs and its memory has no environment yet, see env_end in proc(5)."""
+        fields = (self._read("stat") or b"").rpartition(b") ")[2].split()
+        return len(fields) > _ENV_END and fields[_ENV_END] == b"0" and is_running(*self.identity)
 
     def _read_lines(self, name: str) -> list[bytes]:
         return (self._read(name) or b"").split(b"\n")

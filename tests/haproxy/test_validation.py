@@ -134,14 +134,10 @@ def test_a_check_that_times_out_is_not_repeated(asked: Path, tmp_path: Path) -> 
     assert (result.status, ways(asked, [path])) == (None, ["quick"])
 
 
-BINARIES = pytest.mark.parametrize("binary", list(binaries().values()), ids=list(binaries()))
-
-
-@BINARIES
-def test_a_reason_printed_as_a_warning_is_found(binary: Path) -> None:
-    if _version(binary) < (3, 1):
+def test_a_reason_printed_as_a_warning_is_found(every_haproxy: Path) -> None:
+    if _version(every_haproxy) < (3, 1):
         pytest.skip("this version takes such a section")
-    with LoadBalancer(binary=binary) as lb, Haproxy(lb):
+    with LoadBalancer() as lb, Haproxy(lb):
         lb.text = saved = lb.text + b"\nprogram x\n    command sleep 1\n"
         line = saved.split(b"\n").index(b"program x") + 1
 
@@ -156,11 +152,21 @@ def test_a_reason_printed_as_a_warning_is_found(binary: Path) -> None:
         )
 
 
-@BINARIES
-def test_a_program_section_is_accepted_where_haproxy_has_a_master(binary: Path) -> None:
-    allowed = "    expose-deprecated-directives\n" if _version(binary) > (3, 0) else ""
+def test_a_part_that_only_a_reload_reads_is_validated(every_haproxy: Path) -> None:
+    """HAProxy sets HAPROXY_MWORKER for a master's workers, and not for `haproxy -c`."""
+    with LoadBalancer(binary=every_haproxy) as lb, Haproxy(lb) as haproxy:
+        lb.text = saved = lb.text + b".if defined(HAPROXY_MWORKER)\nbackend x\n    no-such-keyword\n.endif\n"
+
+        ended = lb.join(WEB)
+
+        assert (ended.returncode, lb.text, haproxy.reloads()) == (4, saved, (0, 0))
+        assert b"no-such-keyword" in ended.stderr
+
+
+def test_a_program_section_is_accepted_where_haproxy_has_a_master(every_haproxy: Path) -> None:
+    allowed = "    expose-deprecated-directives\n" if _version(every_haproxy) > (3, 0) else ""
     text = CONFIG.replace("global\n", f"global\n{allowed}") + "\nprogram x\n    command sleep 60\n"
-    with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy:
+    with LoadBalancer(text) as lb, Haproxy(lb) as haproxy:
         ended = lb.join(WEB)
 
         assert (ended.returncode, ended.stderr) == (0, b"")

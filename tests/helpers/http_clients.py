@@ -14,7 +14,7 @@ Count = collections.Counter[str]
 
 
 @contextlib.contextmanager
-def run_clients(port: int, clients: int = 8, pause: float = 0.002) -> Iterator[Count]:
+def run_clients(port: int, clients: int = 4, pause: float = 0.01) -> Iterator[Count]:
     """Send requests to `port` from `clients` clients until the end of the block; the count is complete after it."""
     stop, count, lock = threading.Event(), Count(), threading.Lock()
 

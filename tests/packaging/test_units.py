@@ -620,7 +620,7 @@ def test_serf_env_is_read_where_the_environment_has_no_value(tmp_path: Path) -> 
     )
     environ = {"SERF_RPC_ADDR": "127.0.0.1:2", "PATH": "/bin"}
 
-    serf_agent.load_serf_env(str(tmp_path), environ)
+    serf_agent.SerfEnv([str(tmp_path)], environ).load()
 
     assert environ == {"SERF_RPC_ADDR": "127.0.0.1:2", "SERF_RPC_AUTH": "a=b==", "PATH": "/bin"}
 
@@ -628,6 +628,6 @@ def test_serf_env_is_read_where_the_environment_has_no_value(tmp_path: Path) -> 
 def test_without_serf_env_nothing_is_added(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
 
-    serf_agent.load_serf_env(str(tmp_path), environ)
+    serf_agent.SerfEnv([str(tmp_path)], environ).load()
 
     assert environ == {}

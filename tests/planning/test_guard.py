@@ -70,3 +70,18 @@ def test_a_pause_does_not_unblock_removals() -> None:
         "# lbagent paused web01 10.0.0.1 role=web",
         "server web02 10.0.0.2:80 check inter 2s rise 2 fall 2",
     ]
+
+
+def make_lost_names(count: int) -> str:
+    """Return the nodes that the report of a service names, after `count` nodes of it were lost."""
+    nodes = [member(f"web{number:02}", f"10.0.1.{number}") for number in range(count)]
+    lost = membership_of(*(one._replace(status=LOST) for one in nodes))
+    [blocked] = plan_for(enrolled(*nodes), ROLES, lost).blocked
+    return str(blocked).partition(" would be removed: ")[2]
+
+
+def test_twenty_nodes_are_named_and_more_are_not() -> None:
+    names = ", ".join(f"web{number:02}" for number in range(20))
+
+    assert make_lost_names(20) == names
+    assert make_lost_names(21) == f"{names}, …"

@@ -317,3 +317,61 @@ def test_open_sessions_finish_where_maintenance_would_cut_them(
                 )
         assert [line.split()[1] for line in lb.managed] == ["web1", "web2"]
         wait_until(lambda: haproxy.servers()["web1"].split()[0] == "UP")
+        assert haproxy.reloads() == (0, 0) or (runtime, "shutdown-sessions" in roles) != ("on", True)
+
+
+# --- operator's lines with the address of the node ----------------------------------------------------------------
+
+OPERATOR = "in listen lb-iis: HAProxy's server op has its address, pauses do not affect it\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "roles"),
+    [
+        ('"${WHERE}:PORT"', ROLES),
+        ('"$WHERE":PORT', OFF),
+        ('"${LATER}:PORT"', ROLES),
+        ("localhost:PORT", ROLES),
+        ("ipv4@127.0.0.11:PORT", ROLES),
+    ],
+)
+def test_a_pause_is_not_done_while_an_operators_server_has_the_address(
+    binary: Path, address: str, roles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy knows the address of a line with a variable or a host name; haproxy.cfg alone does not show it."""
+    node = "127.0.0.1" if "localhost" in address else "127.0.0.11"
+    with LoadBalancer(CONFIG, roles, binary) as lb, Backend("web1", node, lb.port):
+        text = lb.text.decode().replace("global\n", f"global\n    setenv LATER {node}\n")
+        lb.text = (text + f"    server op {address.replace('PORT', str(lb.port))}\n").encode()
+        monkeypatch.setenv("WHERE", node)
+        with Haproxy(lb) as haproxy:
+            monkeypatch.delenv("WHERE")
+            lb.join(member_line("web1", node))
+
+            paused = lb.send_query("pause", "web1", 1).stdout.decode()
+            again = lb.send_query("pause", "web1", 2).stdout.decode()
+
+            assert haproxy.find_answering(4) == {"web1"}
+            if address.startswith(("ipv4", '"${LATER}')):  # the text shows it
+                assert paused.endswith("an operator's line has its name or address, pauses do not affect it\n")
+            else:
+                assert {paused, again} == {f"not applied yet: web1: {OPERATOR}"}
+                haproxy.send("set server lb-iis/op state maint")
+                assert lb.send_query("pause", "web1", 3).stdout.startswith(b"done")
+
+
+def test_a_pause_without_a_stats_socket_reads_an_operators_address_as_the_running_haproxy_does(
+    binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.replace("    stats socket {socket} mode 600 level admin expose-fd listeners\n", "")
+    with LoadBalancer(config, binary=binary) as lb, Backend("web1", "127.0.0.11", lb.port):
+        lb.text += f'    server op "${{WHERE}}:{lb.port}"\n'.encode()
+        monkeypatch.setenv("WHERE", "127.0.0.11")
+        with Haproxy(lb) as haproxy:
+            monkeypatch.delenv("WHERE")
+            lb.join(member_line("web1", "127.0.0.11"))
+
+            paused = lb.send_query("pause", "web1", 1).stdout.decode()
+
+            assert haproxy.find_answering(4) == {"web1"}
+            assert paused == f"not applied yet: web1: {OPERATOR}"

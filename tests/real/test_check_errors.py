@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.daemon import run_watch
+from tests.helpers.faults import replace_haproxy
 from tests.helpers.real_programs import (
     LBAGENT,
     ROLES,
@@ -51,6 +52,15 @@ def run_check(lb: LoadBalancer, agent: SerfAgent | None = None, *words: str, **e
 def select_kind(lines: list[str], name: str) -> list[str]:
     """Return the lines of one kind."""
     return [line for line in lines if line.split()[1] == f"{name}:"]
+
+
+def test_a_haproxy_that_is_not_tested_is_a_warning(lb: LoadBalancer) -> None:
+    replace_haproxy(lb, 'case "$1" in -v*) echo "HAProxy version 3.9.1 2030/01/01"; exit;; esac\nexec "$real" "$@"')
+
+    lines = lb.run("check").stdout.decode().splitlines()
+
+    [version] = [line for line in lines if "3.9.1" in line]
+    assert version.startswith("warning")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from lbagent.checks import serf
+from lbagent.serf.agent import find_running_agent
 from lbagent.serf.member_list import AgentInfo
 from tests.helpers.daemon import run_watch
 from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, member_line, wait_until
@@ -90,7 +91,7 @@ def test_an_event_handler_that_hangs_is_an_error_because_serf_runs_no_other_one(
     monkeypatch.setattr(serf, "HANDLER_LATE", 0.0)
     with SerfAgent("lb01", "127.0.0.9", "lb", handler="exec sleep 600", env=lb.env) as agent:
         monkeypatch.setenv("SERF_RPC_ADDR", agent.rpc)
-        [found] = wait_until(lambda: [*serf.check_running_handlers(serf.find_running())])
+        [found] = wait_until(lambda: [*serf.check_running_handlers(find_running_agent())])
         os.kill(int(found.where.split()[1]), signal.SIGKILL)
 
     assert re.sub("[0-9]+ s;", "N s;", re.sub("pid [0-9]+", "pid N", found.line)) == (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, member_line
+from tests.helpers.real_programs import CONFIG, Haproxy, LoadBalancer, binaries, deletes_servers, member_line
 
 pytestmark = pytest.mark.real
 
@@ -109,6 +109,9 @@ def test_a_proxy_has_the_name_that_the_running_haproxy_uses(lb: LoadBalancer, mo
         assert haproxy.find_serving("shop") == set()
 
 
+LOCAL = "defined(HAPROXY_LOCALPEER)"
+"""A condition that only HAProxy can decide."""
+
 TWO = CONFIG + "    server first 127.0.0.21:1\n{section}\n" + MARKER
 """A second proxy below the first one, with the marker of the first one."""
 
@@ -133,8 +136,8 @@ def test_a_server_is_added_to_the_proxy_that_its_line_is_in(
 @pytest.mark.parametrize(
     ("section", "name"),
     [
-        (".if feature(THREAD)\nbackend b\n.else\nbackend c\n.endif", "b"),
-        (".if !feature(THREAD)\nfrontend b\n.else\nbackend b\n.endif\nbackend c\n.if feature(THREAD)", "c"),
+        (".if defined(HAPROXY_LOCALPEER)\nbackend b\n.else\nbackend c\n.endif", "b"),
+        (f".if !{LOCAL}\nfrontend b\n.else\nbackend b\n.endif\nbackend c\n.if {LOCAL}", "c"),
         ('backend "b-$HAPROXY_LOCALPEER"', f"b-{platform.node()}"),
         ('"$HAPROXY_NOBODY_SETS_THIS"\nbackend b\n"${{HAPROXY_NOBODY_SETS_THIS-balance}}" leastconn', "b"),
     ],
@@ -150,6 +153,60 @@ def test_a_change_that_depends_on_haproxys_own_variables_is_applied_by_a_reload(
             assert not is_without_reload(lb)
 
         assert (list(haproxy.servers()), list(haproxy.servers(name))) == (["first"], ["web02"])
+
+
+CONDITIONS = (
+    *("feature(THREAD)", "!feature(NO_SUCH)", "version_atleast(2.6)", "version_before(2.7)", "version_before(1.8)"),
+    *("version_atleast(2.8) && version_before(3.1)", "defined(STAGE) && feature(THREAD)", '"$FLAG"', '!"$FLAG"'),
+    *("defined(STAGE)", "!defined(STAGE)", 'streq("$STAGE",web_1.x@y+z)', 'strneq("${STAGE}",web)', 'streq("$NO",)'),
+    *("defined(LATER)", 'streq("$LATER",yes)'),
+)
+"""Conditions that depend on the HAProxy program, on its environment, or on `setenv` in haproxy.cfg."""
+
+
+def test_a_condition_on_version_features_or_environment_costs_no_reload(
+    lb: LoadBalancer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CONFIG.replace("global\n", "global\n    setenv LATER yes\n").replace(MARKER, "")
+    for number, condition in enumerate(CONDITIONS):
+        proxy = f"\nbackend b{number}\n.if {condition}\n{MARKER}.else\n    server op 127.0.0.21:1\n.endif\n"
+        text += proxy.replace("{", "{{").replace("}", "}}")
+    write_config(lb, text)
+    monkeypatch.setenv("STAGE", "web_1.x@y+z")
+    monkeypatch.setenv("FLAG", "1")
+    names = [f"b{number}" for number in range(len(CONDITIONS))]
+    with Haproxy(lb) as haproxy:
+        monkeypatch.delenv("STAGE")
+        monkeypatch.delenv("FLAG")
+        worker, active = haproxy.worker(), [haproxy.servers(name) == {} for name in names]
+        assert {True, False} == set(active)
+        for verb, expected in (("", {"web01", "web02"}), ("pause", {"web02"}), ("resume", {"web01", "web02"})):
+            done = lb.send_command(verb, "web01", len(verb)) if verb else lb.join(WEB01, WEB02)
+
+            assert (done.returncode, done.stderr) == (0, b"")
+            serving = [expected if is_active else {"op"} for is_active in active]
+            assert [haproxy.find_serving(name) for name in names] == serving
+        lb.leave(WEB01)
+
+        serving = [{"web02"} if is_active else {"op"} for is_active in active]
+        assert [haproxy.find_serving(name) for name in names] == serving
+        assert haproxy.worker() == worker
+        assert lb.run("apply").stdout.startswith(b"No changes: ")
+
+
+def test_the_condition_of_a_program_that_was_replaced_since_is_left_to_a_reload(lb: LoadBalancer) -> None:
+    """The running HAProxy decides what it has read, and not the program that replaced its own."""
+    condition = ".if version_atleast(3.0)\n    server new 127.0.0.21:1\n.else\n"
+    write_config(lb, CONFIG.replace(MARKER, f"{condition}{MARKER}.endif\n"))
+    with Haproxy(lb) as haproxy:
+        other = next(one for one in binaries().values() if deletes_servers(one) is not deletes_servers(lb.binary))
+        lb.use_haproxy(other)
+
+        done = lb.join(WEB01)
+
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert not is_without_reload(lb)
+        assert list(haproxy.servers()) == (["new"] if deletes_servers(other) else ["web01"])
 
 
 @pytest.mark.parametrize(

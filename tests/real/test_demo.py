@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.screen import Screen
+from tests.helpers.real_programs import binaries, default_binary, haproxy_release, wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent
 
@@ -32,10 +32,11 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def start_demo(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """Start the demo with its temporary files in `folder`."""
+def start_demo(folder: Path, output: Path, path: str = "") -> subprocess.Popen[bytes]:
+    """Start the demo with its temporary files in `folder`, and `path` first in PATH."""
     with output.open("wb") as file:
         environ = {**os.environ, "TMPDIR": str(folder), "PYTHONIOENCODING": "utf-8"}
+        environ["PATH"] = f"{path}:{environ['PATH']}" if path else environ["PATH"]
         return subprocess.Popen([sys.executable, "-m", "demo"], cwd=HERE, env=environ, stdout=file, stderr=file)
 
 
@@ -54,10 +55,13 @@ def find_processes(folder: Path) -> list[str]:
     return found
 
 
-def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
+@pytest.mark.parametrize("version", dict.fromkeys([haproxy_release(default_binary()), [*binaries()][-1]]))
+def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, tmp_path: Path, version: str) -> None:
+    """With the installed HAProxy, and with the newest one."""
+    output, program = tmp_path / "output", tmp_path / "haproxy"
+    program.symlink_to(binaries()[version])
 
-    status = start_demo(folder, output).wait(100)
+    status = start_demo(folder, output, str(program.parent)).wait(100)
 
     text = output.read_text(encoding="utf-8")
     assert status == 0, text
@@ -70,9 +74,7 @@ def test_the_demo_serves_every_request_and_leaves_nothing_behind(folder: Path, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_behind(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start_demo(folder, tmp_path / "output")
-    deadline = time.monotonic() + 30
-    while not list(folder.glob("*/events/[0-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(folder.glob("*/events/[0-9]*")))
 
     process.send_signal(number)
 

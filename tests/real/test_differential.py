@@ -52,9 +52,11 @@ BY_PROXY = {
     "`balance static-rr` does not support dynamic servers",
     "`balance uri` does not support dynamic servers",
     "`balance url_param` does not support dynamic servers",
+    "`dispatch` does not support dynamic servers",
     "`mode log` does not support dynamic servers",
     "`no-send-proxy-v2` cancels a part of other keywords",
     "`option external-check` does not support checks of dynamic servers",
+    "`option transparent` does not support dynamic servers",
 }
 """Other reasons for a reload."""
 

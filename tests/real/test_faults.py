@@ -298,9 +298,16 @@ def test_a_haproxy_c_that_hangs_is_ended_with_its_children(lb: LoadBalancer) -> 
 
 @pytest.mark.every_haproxy
 @pytest.mark.real
-@pytest.mark.parametrize("script", ["exit 1", "echo no >&2; exit 3", "kill -9 $$"])
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 1", "/reload ended with 1"),
+        ("echo no >&2; exit 3", "/reload ended with 3: no"),
+        ("kill -9 $$", "/reload "),
+    ],
+)
 def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every_event(
-    lb: LoadBalancer, script: str
+    lb: LoadBalancer, script: str, reason: str
 ) -> None:
     operator = lb.text
     with Haproxy(lb) as haproxy:
@@ -312,6 +319,7 @@ def test_a_failed_reload_restores_the_previous_lines_and_is_not_tried_with_every
         later = [lb.join(member_line(f"web{number}", f"127.0.0.{number + 10}")) for number in range(3, 8)]
 
         assert done.returncode == 5
+        assert read_only_line(done).startswith(f"{lb.folder}{reason}")
         assert read_only_line(done).endswith(f"; the previous managed lines are restored in {lb.cfg}")
         assert [run.returncode for run in later] == [5] * 5
         assert (lb.folder / "reload.log").read_text() == "reload\n"

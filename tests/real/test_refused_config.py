@@ -49,10 +49,6 @@ def read_result(ended: Ended) -> tuple[int, str]:
     return ended.returncode, words.removesuffix("\n")
 
 
-def list_outcomes(lb: LoadBalancer) -> list[str]:
-    return [entry["outcome"] for entry in lb.history()]
-
-
 @contextlib.contextmanager
 def occupy_port() -> Iterator[int]:
     """Listen on a port; yields it."""
@@ -79,7 +75,7 @@ def test_an_invalid_text_of_the_operator_is_reported_with_file_and_line_and_repl
         assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
         assert (haproxy.reloads(), lb.served()) == (reloads, served)
         assert list(haproxy.servers()) == ["web01"]
-        assert list_outcomes(lb) == ["applied", "refused"]
+        assert lb.list_outcomes() == ["applied", "refused"]
 
 
 def test_events_during_an_invalid_text_are_applied_once_it_is_fixed(lb: LoadBalancer) -> None:
@@ -106,7 +102,7 @@ def test_events_during_an_invalid_text_are_applied_once_it_is_fixed(lb: LoadBala
         assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web", *make_lines(lb, 3, 4, 5, 6)]
         assert list(haproxy.servers()) == ["web03", "web04", "web05", "web06"]
         assert (haproxy.reloads(), lb.list_staged()) == ((2, 0), [])
-        assert list_outcomes(lb) == ["applied", *["refused"] * 5, "applied"]
+        assert lb.list_outcomes() == ["applied", *["refused"] * 5, "applied"]
 
 
 def test_a_query_during_an_invalid_text_is_answered_with_the_reason(lb: LoadBalancer) -> None:
@@ -150,7 +146,7 @@ def test_a_port_in_use_restores_the_previous_managed_lines_and_haproxy_keeps_ser
         assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
         assert (haproxy.worker(), list(haproxy.servers())) == (worker, ["web01"])
         assert haproxy.get() == "503"  # by HAProxy: web01 has no web server here
-        assert list_outcomes(lb) == ["applied", "rolled back"]
+        assert lb.list_outcomes() == ["applied", "rolled back"]
         assert lb.history()[-1]["why"] == "member-join web02"
         assert lb.history()[-1]["added"] == [f"listen lb-iis: {line}" for line in make_lines(lb, 2)]
         assert words == f"lbagent: {lb.history()[-1]['words']}"
@@ -170,7 +166,7 @@ def test_a_reload_that_failed_is_not_tried_again_with_every_event(lb: LoadBalanc
         assert all(words.startswith("lbagent: reload postponed: ") for _, words in ends)
         assert (haproxy.reloads(), haproxy.worker()) == (reloads, worker)
         assert (lb.text, lb.list_staged(), lb.list_spool()) == (saved, [], [])
-        assert list_outcomes(lb) == ["applied", "rolled back"]
+        assert lb.list_outcomes() == ["applied", "rolled back"]
         assert sorted(lb.members()) == [f"web{number:02}" for number in range(1, 13)]
 
 
@@ -203,7 +199,7 @@ def test_once_the_port_is_free_and_the_text_has_changed_everything_is_applied(lb
         assert list(haproxy.servers()) == ["web01", "web02", "web03", "web04"]
         assert haproxy.get(port) == "204"
         assert haproxy.reloads() == (3, 0)
-        assert list_outcomes(lb) == ["applied", "rolled back", "applied"]
+        assert lb.list_outcomes() == ["applied", "rolled back", "applied"]
         assert lb.list_staged() == []
 
 
@@ -254,25 +250,6 @@ def test_a_change_of_roles_yml_tries_a_failed_reload_again(lb: LoadBalancer) -> 
         assert haproxy.reloads() == (3, 0)
 
 
-@pytest.mark.parametrize("command", ["[sh, -c, 'echo cannot; exit 3']", "[/no/such/program]"])
-def test_a_failed_reload_command_restores_the_previous_managed_lines(lb: LoadBalancer, command: str) -> None:
-    with Haproxy(lb) as haproxy:
-        lb.join(WEB[1])
-        lb.roles.write_text(lb.fill_template(RELOADING.replace("  timeout:", f"  reload: {command}\n  timeout:")))
-        before, reloads = lb.text, haproxy.reloads()
-
-        status, words = read_result(lb.join(WEB[2]))
-        again = lb.join(WEB[3]).returncode
-
-        reasons = {"[sh": "sh -c echo cannot; exit 3 ended with 3: cannot", "[/n": "/no/such/program cannot be run: "}
-        assert status == 5
-        assert words.startswith(f"lbagent: {reasons[command[:3]]}")
-        assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}")
-        assert again == 5
-        assert (lb.text, lb.list_staged(), haproxy.reloads()) == (before, [], reloads)
-        assert list(haproxy.servers()) == ["web01"]
-
-
 # Refused lines of single nodes
 
 TAGGED = RELOADING.replace("    interval:", '    options: "check {{tag:extra|weight}} 10"\n    interval:')
@@ -311,7 +288,7 @@ def test_of_many_nodes_only_the_one_that_haproxy_refuses_is_not_added(tagged_lb:
         assert "nonsense" in tagged_lb.members()["web09"]["quarantine"].reason
         assert tagged_lb.checks <= 20
         assert (haproxy.reloads(), tagged_lb.list_staged()) == ((1, 0), [])
-        assert list_outcomes(tagged_lb) == ["applied"]
+        assert tagged_lb.list_outcomes() == ["applied"]
         assert "web09" in tagged_lb.history()[0]["words"]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,10 +91,6 @@ def add_listener(text: bytes, port: int) -> bytes:
     return text + f"\nlisten new\n    bind 127.0.0.1:{port}\n    http-request return status 204\n".encode()
 
 
-def list_outcomes(lb: LoadBalancer) -> list[str]:
-    return [entry["outcome"] for entry in lb.history()]
-
-
 def wait_for_only_worker(haproxy: Haproxy) -> int:
     """Wait until old workers have ended; returns the remaining one."""
     [worker] = wait_until(lambda: workers if len(workers := haproxy.workers()) == 1 else [])
@@ -113,9 +111,23 @@ def test_a_good_reload_is_confirmed_by_its_worker(way: RunMode) -> None:
         ends = [lb.join(WEB01), lb.join(WEB02)]
 
         assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 2
-        assert list_outcomes(lb) == ["applied", "applied"]
+        assert lb.list_outcomes() == ["applied", "applied"]
         assert lb.managed == [lb.server("web01", "127.0.0.11"), lb.server("web02", "127.0.0.12")]
         assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != before
+
+
+@pytest.mark.parametrize("way", [RunMode(version, "-W", True, False) for version in VERSIONS], ids=str)  # noqa: FBT003  # without -S
+def test_reloads_in_a_row_do_not_wait_for_the_time_limit(way: RunMode) -> None:
+    """Since 3.1 the environment of a master does not show that a reload has ended."""
+    with way.running() as (lb, haproxy):
+        # A run that waits for this limit is ended by the helper's own one, 120 seconds.
+        lb.roles.write_text(lb.roles.read_text().replace("timeout: 15s", "timeout: 300s"))
+
+        ends = [lb.join(member_line(f"web0{number}", f"127.0.0.1{number}")) for number in range(1, 5)]
+
+        assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 4
+        assert haproxy.reloads() == (4, 0)
+        assert set(haproxy.servers()) == {"web01", "web02", "web03", "web04"}
 
 
 @every_way
@@ -135,7 +147,7 @@ def test_a_failed_reload_is_rolled_back_with_haproxys_reason_and_no_pause_is_don
         assert words.endswith(f"; the previous managed lines are restored in {lb.cfg}\n")
         assert asked.stdout == b"queued\n"
         assert (lb.text, lb.list_staged()) == (saved, [])
-        assert list_outcomes(lb) == ["applied", "rolled back"]
+        assert lb.list_outcomes() == ["applied", "rolled back"]
         assert words == f"lbagent: {lb.history()[-1]['words']}\n"
         assert wait_for_only_worker(haproxy) == worker == read_confirmed_worker(lb)
         assert haproxy.get() == "503"
@@ -154,15 +166,16 @@ def test_a_failing_reload_by_another_process_does_not_count_as_ours(way: RunMode
     with way.running() as (lb, haproxy), occupy_port() as port:
         good, worker = lb.text, wait_for_only_worker(haproxy)
         lb.text = add_listener(good, port)
-        wait_until(lambda: begin_reload(haproxy))
-        # The new worker has read this text, and tries to bind for two seconds.
-        time.sleep(0.5)
+        with watch_reads(lb.cfg) as was_read:
+            wait_until(lambda: begin_reload(haproxy))
+            wait_until(was_read)
+        # The new worker has this text, and tries to bind for two seconds.
         lb.text = good
 
         ended = lb.join(WEB01)
 
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert list_outcomes(lb) == ["applied"]
+        assert lb.list_outcomes() == ["applied"]
         assert lb.managed == [lb.server("web01", "127.0.0.11")]
         assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != worker
         assert list_loaded_servers(haproxy) == ["web01"]
@@ -183,7 +196,20 @@ def test_a_reload_during_one_of_another_process_is_confirmed_by_a_worker_with_th
             assert (ours.returncode, words) == (0, b"")
             wait_until(lambda: not is_reloading(haproxy))
             assert list_loaded_servers(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
-        assert list_outcomes(lb) == ["applied"] * 6
+        assert lb.list_outcomes() == ["applied"] * 6
+
+
+@contextlib.contextmanager
+def watch_reads(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether a process has read the file and closed it; see inotify(7)."""
+    libc, closed_unwritten = ctypes.CDLL(None, use_errno=True), 0x10
+    descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(path), closed_unwritten) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        yield lambda: bool(select.select([descriptor], [], [], 0)[0])
+    finally:
+        os.close(descriptor)
 
 
 def begin_reload(haproxy: Haproxy) -> bool:
@@ -237,7 +263,7 @@ def test_a_worker_that_dies_as_soon_as_it_serves_is_not_confirmed(version: str, 
         ended = lb.join(WEB02)
 
         assert ended.returncode in (5, 75)
-        assert list_outcomes(lb)[-1] in ("rolled back", "not confirmed")
+        assert lb.list_outcomes()[-1] in ("rolled back", "not confirmed")
 
 
 # The way to reload, and the reason of a failure

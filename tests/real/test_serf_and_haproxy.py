@@ -75,10 +75,6 @@ def run_cluster(lb: LoadBalancer, nodes: int) -> Iterator[tuple[SerfAgent, list[
         yield agent, found
 
 
-def list_outcomes(lb: LoadBalancer) -> list[str]:
-    return [entry["outcome"] for entry in lb.history()]
-
-
 def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
     with contextlib.ExitStack() as stack:
         haproxy = stack.enter_context(Haproxy(lb))
@@ -93,7 +89,7 @@ def test_five_nodes_that_join_at_once_all_answer(lb: LoadBalancer) -> None:
         wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         wait_until(lambda: haproxy.servers() == dict.fromkeys((node.name for node in nodes), "UP"))
         assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
-        assert set(list_outcomes(lb)) == {"applied"}
+        assert set(lb.list_outcomes()) == {"applied"}
         assert lb.list_staged() == []
 
 
@@ -111,7 +107,7 @@ def test_nodes_that_are_older_than_the_load_balancer_join_in_one_batch(lb: LoadB
         wait_until(lambda: lb.is_settled(*(node.line for node in nodes)))
         assert haproxy.find_answering() == {"web01", "web02", "web03", "web04", "web05"}
         assert haproxy.reloads() == (0, 0)
-        assert list_outcomes(lb) == ["applied"]
+        assert lb.list_outcomes() == ["applied"]
 
 
 def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadBalancer) -> None:
@@ -142,7 +138,7 @@ def test_a_paused_node_stays_paused_after_a_reboot_until_it_is_resumed(lb: LoadB
         two.agent.leave()
         wait_until(lambda: lb.is_settled(one.line, three.line))
         assert haproxy.find_answering() == {"web01", "web03"}
-        assert set(list_outcomes(lb)) == {"applied"}
+        assert set(lb.list_outcomes()) == {"applied"}
         assert lb.list_staged() == []
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbagent.names import NAME, canonical_address
+from lbagent.serf import agent
 from lbagent.serf.member_list import (
     AgentInfo,
     ListedMember,
@@ -22,6 +24,7 @@ from lbagent.serf.member_list import (
     parse_info,
     parse_member_list,
 )
+from lbagent.system.processes import read_process
 from tests.helpers.builders import nearly_valid
 
 SERF = Path(__file__).parent.parent / "fixtures" / "serf"
@@ -175,3 +178,42 @@ def test_of_several_roles_the_first_is_the_role_of_load_balancers() -> None:
     listed = parse_member_list(json.dumps({"members": rows}))
 
     assert [one.name for one in find_peers(listed, LB01._replace(name="lb01", role="lb,web"))] == ["lb02", "lb03"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(r"[a-z]{1,3}[0-9]{1,2}", fullmatch=True),
+            st.sampled_from(["10.0.0.1:7946", "10.0.0.2:7946"]),
+            st.dictionaries(st.sampled_from(["role", "dc", "a"]), st.sampled_from(["web", "", "x=y,z"])),
+        )
+    )
+)
+def test_many_members_are_parsed_as_each_of_them_beside_one_that_is_refused(
+    members: list[tuple[str, str, dict[str, str]]],
+) -> None:
+    rows = [{"name": name, "addr": addr, "tags": tags, "status": "alive"} for name, addr, tags in members]
+
+    together = parse_member_list(said(*rows)).members
+
+    assert parse_member_list(said(*rows, row(name="web 99"))).members == together
+
+
+def test_an_agent_is_looked_for_again_only_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        try:
+            found = [read_process(one.pid) for one in (first, second)]
+            looked_for = iter([agent.Agent(process, [], {}, []) for process in found if process])
+            monkeypatch.setattr(agent, "find_running_agent", lambda: next(looked_for))
+            monkeypatch.setattr(agent, "_known_agent", None)
+
+            starts = [agent.find_start_time(), agent.find_start_time()]
+            first.kill()
+            first.wait()
+            starts.append(agent.find_start_time())
+
+            assert starts == [process.start_time for process in (found[0], found[0], found[1]) if process]
+            assert next(looked_for, None) is None
+        finally:
+            first.kill()
+            second.kill()

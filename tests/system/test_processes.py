@@ -21,7 +21,7 @@ from lbagent.system.processes import (
     is_same_endpoint,
     read_process,
 )
-from tests.helpers.real_programs import free_port
+from tests.helpers.real_programs import free_port, wait_until
 
 NAME = "hap (roxy) x"
 
@@ -32,8 +32,7 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     (tmp_path / NAME).symlink_to("/bin/sleep")
     with subprocess.Popen([str(tmp_path / NAME), "60"], cwd=tmp_path, env={"A": "b=c", "E": ""}) as started:
         # Its name is there a moment before its words.
-        while not Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)):
-            time.sleep(0.005)
+        wait_until(lambda: Path(f"/proc/{started.pid}/cmdline").read_bytes().startswith(bytes(tmp_path)))
         yield started
         started.kill()
 
@@ -74,13 +73,21 @@ def test_a_process_that_repeats_its_exec_always_has_arguments_and_environment(tm
     assert (len(looks), [look for look in looks if look != (["word"], True)]) == (2000, [])
 
 
+def test_a_process_without_environment_is_read_at_once(mocker: MockerFixture) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], env={}) as started:
+        wait_until(lambda: Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n")
+        found = read_process(started.pid)
+        sleep = mocker.patch("time.sleep")
+
+        assert found
+        assert (found.environ, sleep.call_count) == ({}, 0)
+        started.kill()
+
+
 def test_a_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
-    while (found := read_process(sleeper.pid)) is not None and found.alive:
-        time.sleep(0.005)
+    wait_until(lambda: (found := read_process(sleeper.pid)) is not None and not found.alive)
 
-    assert found is not None
-    assert not found.alive
     assert sleeper.pid not in [one.pid for one in find_processes("hap")]
 
 
@@ -169,6 +176,13 @@ def test_the_listener_sees_no_connection(listener: socket.socket) -> None:
         listener.accept()
 
 
+def count_waiting(port: int) -> int:
+    """Return the number of connections that wait at a listening port (of `ss`: Recv-Q)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [words for words in lines if words[1].endswith(f":{port:04X}") and words[3] == "0A"]
+    return int(listening[0][4].split(":")[1], 16)
+
+
 def test_an_endpoint_with_a_full_backlog_is_silent_after_the_time_limit() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -177,7 +191,7 @@ def test_an_endpoint_with_a_full_backlog_is_silent_after_the_time_limit() -> Non
         with socket.create_connection(where), socket.socket() as second:
             second.settimeout(0)
             second.connect_ex(where)
-            time.sleep(0.05)
+            wait_until(lambda: count_waiting(where[1]) == 1)
 
             assert find_silent_endpoints([where], 0.2) == {where}
 

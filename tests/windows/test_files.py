@@ -6,13 +6,12 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.real_programs import free_port
+from tests.helpers.real_programs import free_port, wait_until
 
 HERE = Path(__file__).resolve().parent.parent.parent
 FOLDER = HERE / "windows"
@@ -193,9 +192,7 @@ def test_serf_starts_with_both_settings_files(tmp_path: Path) -> None:
         (tmp_path / "output").open("wb") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path) as agent,
     ):
-        deadline = time.monotonic() + 20
-        while b"agent running" not in (tmp_path / "output").read_bytes() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: b"agent running" in (tmp_path / "output").read_bytes())
         asked = subprocess.run(
             ["serf", "info", f"-rpc-addr={own['rpc_addr']}", "-rpc-auth=token"],
             capture_output=True,

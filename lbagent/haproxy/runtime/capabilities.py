@@ -151,6 +151,8 @@ class Inherited(NamedTuple):
     hash_type: tuple[str, ...] = ()
     cookie: tuple[str, ...] = ()
     mode: str = ""
+    unbalanced: frozenset[str] = frozenset()
+    """The directives for which HAProxy balances none of its servers: `dispatch`, `option transparent`."""
     check_options: frozenset[str] = frozenset()
     """Options that make its checks more than a TCP connection."""
     doubt: str = ""
@@ -213,10 +215,13 @@ def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inheri
             changes["mode"] = mode
         case ["cookie", *more]:
             changes["cookie"] = tuple(more)
+        case ["dispatch", *_] | ["option", "transparent", *_]:
+            changes["unbalanced"] = what.unbalanced | {words[0] if words[0] == "dispatch" else "option transparent"}
         case ["option", name, *_] if name in _CHECK_OPTIONS:
             changes["check_options"] = what.check_options | {name}
         case ["no", "option", name, *_]:
             changes["check_options"] = what.check_options - {name}
+            changes["unbalanced"] = what.unbalanced - {f"option {name}"}
         case _:
             return what
     return what._replace(**changes)

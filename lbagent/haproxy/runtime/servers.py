@@ -242,6 +242,8 @@ class ServerChanges:
             raise NeedsReload(here.doubt)
         if here.mode not in ("", "http", "tcp"):
             raise NeedsReload(f"`mode {here.mode}` does not support dynamic servers")
+        if here.unbalanced:
+            raise NeedsReload(f"`{min(here.unbalanced)}` does not support dynamic servers")
         if not self._takes_dynamic_servers(proxy, here):
             raise NeedsReload(f"`balance {balance}` does not support dynamic servers")
         if balance in (*_CONSISTENT, "random", "first") and "id" not in words:

@@ -6,15 +6,18 @@ manual, section 9.3 "Unix Socket commands".
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from lbagent.haproxy.config import Key
 from lbagent.haproxy.runtime import state
 from lbagent.haproxy.runtime.state import ServerState
 from lbagent.system import processes
+
+_Parsed = TypeVar("_Parsed")
 
 COMMAND_LIMIT = 8 * 1024
 """Maximum bytes of one command. One longer than tune.bufsize is never answered and blocks its session."""
@@ -119,7 +122,7 @@ class Session:
         return [*found[: len(batch)], *[None] * (len(batch) - len(found))]
 
 
-def open_session(settings: Sequence[Sequence[str]], worker: Worker) -> Session:
+def open_session(settings: GlobalLines, worker: Worker) -> Session:
     """Return a session on the first socket of `global` where this worker accepts changes. Raises SessionError."""
     sizes = [found[1] for found in settings if found[:1] == ["tune.bufsize"] and len(found) > 1]
     bufsize = int(sizes[-1]) if sizes and sizes[-1].isdigit() else _BUFSIZE
@@ -186,12 +189,16 @@ class Worker(NamedTuple):
         return processes.is_running(*self)
 
 
+GlobalLines = Sequence[Sequence[str]]
+"""The words of each line of `global`."""
+
+
 class TruncatedAnswer(OSError):
     """HAProxy closed the connection in the middle of its answer."""
 
 
-def list_stats_sockets(settings: Iterable[Sequence[str]]) -> list[str]:
-    """Return the addresses of the stats sockets in `settings`, the words of each line of `global`."""
+def list_stats_sockets(settings: GlobalLines) -> list[str]:
+    """Return the addresses of the stats sockets in `settings`."""
     return [words[2] for words in settings if len(words) > 2 and words[:2] == ["stats", "socket"]]  # noqa: PLR2004
 
 
@@ -204,6 +211,17 @@ def ask(address: str, command: str, timeout: float) -> str:
     if why:
         raise why
     return answer
+
+
+def ask_any(settings: GlobalLines, command: str, parse: Callable[[str], _Parsed], timeout: float) -> _Parsed | None:
+    """Return the answer of the first stats socket that gives one, parsed; None if none does. `timeout` is in seconds.
+
+    A text for which `parse` raises a ValueError is ignored.
+    """
+    for address in list_stats_sockets(settings):
+        with contextlib.suppress(OSError, ValueError):
+            return parse(ask(address, command, timeout))
+    return None
 
 
 def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | None]:

@@ -32,7 +32,7 @@ STATS_COMMAND = "show stat -1 4 -1"
 """Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
 
 _COLUMNS = ("pxname", "svname", "type", "status", "scur")
-_WEIGHT = "weight"
+_WEIGHT, _ADDRESS = "weight", "addr"
 _SERVER = "2"
 
 
@@ -121,6 +121,8 @@ class ServerStats(NamedTuple):
     """Number of open sessions."""
     weight: int | None = None
     """The effective weight; without one (0) a server gets no new clients."""
+    endpoint: str | None = None
+    """ADDRESS:PORT that it connects to; None where HAProxy does not show it."""
 
 
 Stats = Mapping[tuple[str, str], ServerStats]
@@ -135,14 +137,17 @@ def parse_stats(answer: str) -> Stats:
     try:
         header = next(rows)
         proxy, server, kind, state, sessions = map(header.index, _COLUMNS)
-        weight = header.index(_WEIGHT) if _WEIGHT in header else None
+        weight, address = (header.index(name) if name in header else None for name in (_WEIGHT, _ADDRESS))
         # Complete rows only: an answer may be truncated.
         found = [row for row in rows if len(row) == len(header) and row[kind] == _SERVER]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"answered `show stat` with {answer[:60]!r}") from error
     return {
         (row[proxy], row[server]): ServerStats(
-            row[state], _parse_number(row[sessions]), None if weight is None else _parse_number(row[weight])
+            row[state],
+            _parse_number(row[sessions]),
+            None if weight is None else _parse_number(row[weight]),
+            None if address is None else row[address] or None,
         )
         for row in found
     }

@@ -39,7 +39,7 @@ def difference(
 ) -> ServerChanges:
     """From the lines of `text`, without those in `left`, to `wanted`; all in `listen lb`."""
     behind = _keyed(left or {})
-    lines = {key: line for key, line in config.list_managed_servers(text).items() if key not in behind}
+    lines = {key: line for key, line in text.managed_servers.items() if key not in behind}
     return ServerChanges(text, KnownServers(lines, behind, sure), _keyed(wanted), table(version))
 
 
@@ -313,7 +313,7 @@ def test_the_changes_of_a_plan_are_parsed() -> None:
     ],
 )
 def test_an_invalid_server_name_is_never_sent(odd: str) -> None:
-    assert config.list_managed_servers(document(odd, f"    {WEB2}")) == {("lb", "web2"): WEB2}
+    assert document(odd, f"    {WEB2}").managed_servers == {("lb", "web2"): WEB2}
 
 
 @pytest.mark.parametrize("section", ["defaults", "backend", "listen l;b", "frontend lb"])
@@ -553,3 +553,27 @@ def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, 
 
     assert found.can_return(("lb", "web1"), WEB1) is expected
     assert found.can_return(("lb", "web1"), "") is (lines != ("    balance source",))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "expected"),
+    [
+        ("", "check", False),
+        ("", "check disabled", True),
+        ("", "disabled enabled", False),
+        ("    default-server disabled", "check", True),
+        ("    default-server disabled", "enabled", False),
+        ("    default-server agent-check agent-port 9", "check", True),
+        ("", "agent-check no-agent-check", False),
+    ],
+)
+def test_a_server_may_be_out_of_balancing_where_haproxy_cfg_or_an_agent_disables_it(
+    defaults: str,
+    options: str,
+    expected: bool,  # noqa: FBT001  # a case
+) -> None:
+    line = f"server web1 10.0.0.1:80 {options} # lbagent role=web"
+    text = document(*([defaults] if defaults else []), f"    {line}")
+    changes = difference(text, {"web1": line})
+
+    assert changes.find_possibly_disabled(_keyed({"web1": line})) == ({("lb", "web1")} if expected else set())
