@@ -114,7 +114,8 @@ def test_every_test_passes(debian: Machine) -> None:
     started = time.monotonic()
 
     try:
-        options = "LBAGENT_REQUIRE_REAL=1 PYTEST_ADDOPTS=--junit-xml=/root/report.xml"
+        # The log names each test as soon as it has ended.
+        options = "LBAGENT_REQUIRE_REAL=1 PYTEST_ADDOPTS='-v --junit-xml=/root/report.xml'"
         run_offline(debian, f"{options} {check_readme('make test')}")
     finally:
         FIGURES["make test"] = f"{summarize_report(debian)}, {(time.monotonic() - started) / 60:.1f} min"

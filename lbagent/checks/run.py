@@ -331,8 +331,9 @@ class _Checks:
         """HAProxy's settings in roles.yml; while it is invalid, those of its last valid version."""
         if self._roles is not None:
             return self._roles.haproxy
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(self._paths.roles, "rb") as file:
-            return model.deserialize_roles(json.loads(json.load(file)["state"])).haproxy
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            cached = json.loads(untrusted_files.read_whole_file(self._paths.roles))
+            return model.deserialize_roles(json.loads(cached["state"])).haproxy
         return None
 
     @property

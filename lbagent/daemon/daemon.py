@@ -38,7 +38,7 @@ from lbagent.state import lock
 from lbagent.state.lock import RUN_WAIT, acquire_lock
 from lbagent.state.spool import Mark
 from lbagent.state.store import Store
-from lbagent.system import subprocess
+from lbagent.system import subprocess, untrusted_files
 from lbagent.system.log import Log, Repeats, format_error
 
 SYNC_EVERY = 60.0
@@ -96,8 +96,7 @@ def _open_status_socket(settings: Settings, log: Log) -> Iterator[StatusSocket |
 def _publish_stop(paths: Paths) -> None:
     """Set `lbagent_daemon_running` in metrics.prom to 0. Errors are ignored."""
     with contextlib.suppress(OSError):
-        with open(paths.metrics, "rb") as file:
-            content = file.read()
+        content = untrusted_files.read_whole_file(paths.metrics)
         Store(paths).publish_metrics(content.replace(b"\nlbagent_daemon_running 1\n", b"\nlbagent_daemon_running 0\n"))
 
 

@@ -23,6 +23,7 @@ from lbagent.state import store
 from lbagent.state.files import read_stamp
 from lbagent.state.lock import list_holders
 from lbagent.status.report import collect_status
+from lbagent.system import untrusted_files
 from lbagent.system.log import Log, format_error
 
 VERSION = 1
@@ -130,8 +131,7 @@ class StatusSocket:
 
     def _read_metrics(self) -> str | None:
         try:
-            with open(self._engine.paths.metrics, encoding="utf-8", errors="replace") as file:
-                return file.read()
+            return untrusted_files.read_whole_file(self._engine.paths.metrics).decode("utf-8", "replace")
         except OSError:
             return None
 

@@ -631,6 +631,19 @@ def list_uncertain_servers(document: Document) -> Lines:
     }
 
 
+def is_stray(document: Document, key: Key) -> bool:
+    """Return whether no line of `document` declares this server, in a proxy where lbagent manages servers."""
+    proxies = document.find_proxies(key[0])
+    if not any(proxy.markers or proxy.managed for proxy in proxies):
+        return False
+    return not any(
+        any(line.name == key[1] for line in proxy.operator_servers)
+        or any(line.name == key[1] and not line.is_comment for line in proxy.managed)
+        or any(template.names(key[1]) for template in proxy.templates)
+        for proxy in proxies
+    )
+
+
 def parse_change(text: str) -> tuple[Key, str]:
     """Parse a plan's change `PROXY: LINE` into key and line; the line is empty for a paused node."""
     section, _, line = text.partition(": ")

@@ -486,7 +486,7 @@ class Reader:
     def read_texts(self, node: yaml.Node, path: str, fix: str, empty: str = "") -> list[tuple[yaml.Node, str]] | None:
         """Return the texts of a list with their nodes; None if it is not a list of texts.
 
-        `empty` is the fix for an empty list; without it, that is no mistake.
+        `empty` is the fix for an empty list; without it, an empty list is valid.
         """
         if not isinstance(node, yaml.SequenceNode):
             shown = f"{node.value[:_SHORT]!r} is" if isinstance(node, yaml.ScalarNode) and node.value else "is"

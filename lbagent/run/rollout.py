@@ -199,11 +199,13 @@ class Rollout:
         report = self._fix_differences(worker)
         return RolloutResult("; ".join([f"HAProxy reloaded, worker {worker.pid}", *differences, *report.lines]))
 
-    def compare_and_fix(self, plan: Plan, full_plan: Plan, worker: Worker, *, urgent: bool) -> tuple[str, bool]:
+    def compare_and_fix(
+        self, plan: Plan, full_plan: Plan, worker: Worker, *, urgent: bool, is_new: bool
+    ) -> tuple[str, bool]:
         """Compare what this worker runs with the plan, and fix differences; return a report, and whether all is fixed.
 
         Servers that only the file keeps are withdrawn again. If that is `urgent`, a worker that has just started is
-        waited for.
+        waited for. `is_new`: another process has started the worker, so that it may have read an older text.
         """
         if not self.can_record():
             return "", True  # servers that were withdrawn without a record stay so until it can be written
@@ -212,7 +214,9 @@ class Rollout:
         )
         if self.runtime_changes is None:
             return "", self._store.load_served().is_complete
+        strays, are_withdrawn = self.runtime_changes.withdraw_strays(self._snapshot.document) if is_new else ([], True)
         report = self._fix_differences(worker)
+        report = RepairReport((*strays, *report.lines), is_good=report.is_good and are_withdrawn)
         if report.is_good:
             in_maintenance = self.runtime_changes.in_maintenance
             with contextlib.suppress(OSError):  # on a full disk the next run finds out again
@@ -446,6 +450,22 @@ class RuntimeChanges:
         """Take the traffic from these servers of `document`; return those from which it was taken."""
         self._session_cutters = find_session_cutters(document)
         return self._withdraw(lines)
+
+    def withdraw_strays(self, document: Document) -> tuple[list[str], bool]:
+        """Take the traffic from servers that the worker has and `document` lacks; return a report, and whether it is.
+
+        The worker was started while the file was replaced, and has read the previous text. Servers that a process adds
+        through the runtime API are not found: no worker has them when it starts.
+        """
+        try:
+            states = self._session.fetch_states()
+        except SessionError as error:
+            return [f"not compared: {error}"], False
+        strays = [key for key, one in states.items() if not one.out and config.is_stray(document, key)]
+        withdrawn = set(self._withdraw(dict.fromkeys(strays, "")))
+        words = {key: "fixed" if format_target(key) in withdrawn else "not fixed" for key in strays}
+        lines = [f"{how}: {format_target(key)} still gets traffic" for key, how in words.items()]
+        return lines, len(withdrawn) == len(strays)
 
     def reopen_after_reload(self, settings: GlobalLines, worker: Worker) -> RuntimeChanges:
         """Return the same changes for the new worker; withheld servers are withdrawn again. Raises SessionError."""

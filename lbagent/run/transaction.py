@@ -282,7 +282,9 @@ class Transaction:
     def _compare_with_haproxy(self, attempt: _Attempt, worker: Worker, *, urgent: bool) -> tuple[Rollout, bool]:
         """Compare what the worker runs with the plan, and fix differences; return whether all is fixed."""
         rollout = self._make_rollout(attempt)
-        fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent)
+        applied = attempt.applied
+        is_new = applied.assumed_worker == worker or applied.has_same_lines(worker)
+        fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent, is_new=is_new)
         self._fixed = fixed or self._fixed
         self.withdrawn, self.confirmed_withdrawn = rollout.withdrawn, rollout.confirmed_withdrawn
         return rollout, is_good

@@ -86,13 +86,13 @@ def parse_info(output: str) -> AgentInfo:
 
 
 def parse_answers(output: str, nodes: Collection[str]) -> dict[str, str]:
-    """Return the first answer of each of these nodes in the output of `serf query`."""
+    """Return the first answer of each of these nodes in the output of `serf query`, cut at ANSWER_LIMIT."""
     found: dict[str, str] = {}
     for line in output.split("\n"):
         for node in nodes:
             words = line.removeprefix(f"Response from '{node}': ")
             if words != line:
-                found.setdefault(node, words)
+                found.setdefault(node, words[:ANSWER_LIMIT])
     return found
 
 
@@ -102,6 +102,9 @@ def find_peers(listed: MemberList, myself: AgentInfo) -> tuple[ListedMember, ...
     peers = (one for one in listed.members if role in role_names(one.role))
     return tuple(one for one in peers if one.name != myself.name and one.status != "left")
 
+
+ANSWER_LIMIT = 1024
+"""Characters of an answer that are used: Serf's default limit of an answer, in bytes."""
 
 NOT_REACHABLE = "not asked: its name or address in Serf is invalid"
 """Why none of `find_unreachable_peers` gets a query."""

@@ -131,7 +131,10 @@ def replace_file(path: str, content: bytes, mode: int = 0o640, *, durable: bool 
             if mode & 0o004:  # readable by others, whatever the umask
                 os.fchmod(file.fileno(), mode)
         lock.check_all_locks()
-        os.rename(fresh, path)
+        try:
+            os.rename(fresh, path)
+        except IsADirectoryError as error:
+            raise IsADirectoryError(error.errno, error.strerror, path) from None
     if durable:
         sync_folder(os.path.dirname(path))
 

@@ -229,8 +229,8 @@ class Store:
             time.sleep(_ANSWER_POLL)
 
     def _load_answers(self) -> dict[str, str]:
-        with contextlib.suppress(FileNotFoundError, ValueError), open(self.paths.answers, "rb") as file:
-            found = json.loads(file.read())
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = json.loads(untrusted_files.read_whole_file(self.paths.answers))
             return {key: str(text) for key, text in found.items()} if isinstance(found, dict) else {}
         return {}
 
@@ -249,8 +249,7 @@ class Store:
     def load_peers(self) -> Peers | None:
         """Return the other load balancers as the last sync saw them; None where that is unknown."""
         try:
-            with open(self.paths.peers, "rb") as file:
-                return peers.parse_peers(file.read())
+            return peers.parse_peers(untrusted_files.read_whole_file(self.paths.peers))
         except (OSError, *_DAMAGE):
             return None
 
@@ -270,7 +269,7 @@ def _checksum(text: str) -> int:
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o640)
+    return os.open(path, flags | os.O_NONBLOCK, 0o640)  # do not block on a FIFO that has no reader
 
 
 def _serialize_worker(worker: tuple[int, int] | None) -> dict[str, int] | None:
@@ -291,7 +290,7 @@ def _parse_left(found: Mapping[str, Any] | None) -> ServersInMaintenance:
 def read_last_run(path: str) -> PastRun | None:
     """Return the last run with a complete line; None if there is none, or no file. Raises other OSErrors."""
     try:
-        with open(path, "rb") as file:
+        with untrusted_files.open_regular_file(path) as file:
             return next((run for line in _read_lines_backwards(file) if (run := _parse_run(line))), None)
     except FileNotFoundError:
         return None
@@ -305,7 +304,7 @@ def read_entries(path: str, limit: int) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for name in (path, f"{path}.1"):
-        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), untrusted_files.open_regular_file(name) as file:
             lines = reversed(file.read().split(b"\n"))
             entries = (entry for line in lines if line and (entry := _parse_entry(line)))
             found += itertools.islice(entries, limit - len(found))

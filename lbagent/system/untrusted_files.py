@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 
 class UntrustedFile(NamedTuple):
@@ -37,17 +37,23 @@ def read_untrusted_file(path: str, most: int) -> UntrustedFile:
 
     Raises OSError, also if it is not a regular file.
     """
+    with open_regular_file(path) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        content = file.read(most + 1)
+    return UntrustedFile(content[:most], mode, len(content) <= most)
+
+
+def open_regular_file(path: str) -> BinaryIO:
+    """Open a file for reading; a symbolic link is followed. Raises OSError, also if it is not a regular file."""
     _check_regular(path, os.stat(path).st_mode)  # a device must not be opened
     # Do not block on a FIFO that has no writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        mode = os.fstat(descriptor).st_mode
-        _check_regular(path, mode)
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(most + 1)
-    finally:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+        return open(descriptor, "rb")
+    except BaseException:
         os.close(descriptor)
-    return UntrustedFile(content[:most], mode, len(content) <= most)
+        raise
 
 
 def _check_regular(path: str, mode: int) -> None:

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from scenarios.chaos import changes, faults
 from scenarios.chaos.clients import Clients, Failure, ask_directly
+from scenarios.chaos.comparison import Seen, explain_failure, find_differences
 from scenarios.chaos.model import Model, Node
-from scenarios.chaos.site import CONFIG, PORTS, PROXIES, SERVICES, Balancer, Server, Site
+from scenarios.chaos.site import ADDRESS, CONFIG, PORTS, SERVICES, Balancer, Server, Site
 from scenarios.chaos.storm import Storm
 from tests.helpers.real_programs import binaries, wait_until
 
@@ -31,9 +32,6 @@ STORM = 25.0
 
 AGREEMENT = 180.0
 """Seconds of calm after which a disagreement counts. A load balancer that missed a leave needs two syncs."""
-
-GRACE = 6.0
-"""Seconds after the end of a fault in which a request that waits for it may still fail."""
 
 
 def make_nodes() -> list[Node]:
@@ -118,29 +116,13 @@ class Chaos:
 
     def _find_difference(self) -> str:
         """Return how model, files and running HAProxys differ; empty where they agree."""
-        expected, servers = self.model.render_config(), self.model.list_servers()
-        rows = []
-        texts = {name: one.cfg.decode("utf-8", "replace") for name, one in self.site.balancers.items()}
-        seen = {name: _read_servers(self.site, name) for name in self.site.balancers}
-        serving = {
-            name: {
-                proxy: {server: one for server, one in found.items() if one.state != "MAINT"}
-                for proxy, found in all_.items()
-            }
-            for name, all_ in seen.items()
+        seen = {
+            name: Seen(one.cfg.decode("utf-8", "replace"), _read_servers(one))
+            for name, one in self.site.balancers.items()
         }
-        for service, proxy in PROXIES.items():
-            for name in sorted(
-                {*self.model.nodes, *(server for all_ in serving.values() for server in all_.get(proxy, ()))}
-            ):
-                model = (_find_line(expected, name, service), servers[proxy].get(name))
-                found = [(_find_line(texts[lb], name, service), serving[lb].get(proxy, {}).get(name)) for lb in texts]
-                if any(one != model for one in found):
-                    columns = "  ".join(f"{lb}: {_describe(*one)}" for lb, one in zip(texts, found, strict=True))
-                    rows.append(f"  {name} in {proxy}: model: {_describe(*model)}  {columns}")
-        for lb, text in texts.items():
-            if text != expected and not rows:
-                rows.append(f"  {lb}: haproxy.cfg differs outside the managed lines:\n{text}\nexpected:\n{expected}")
+        rows = find_differences(self.model, seen)
+        if not rows and len(holders := [name for name, one in self.site.balancers.items() if one.has_address]) != 1:
+            rows.append(f"  {ADDRESS} is on {holders or 'no load balancer'}")
         return "\n".join(rows)
 
     def _find_wrong_answers(self) -> str:
@@ -174,6 +156,7 @@ class Chaos:
             (folder / "watch.log").write_text(balancer.watch.log)
             (folder / "serf.log").write_text(balancer.serf.log)
             (folder / "haproxy.log").write_text(balancer.haproxy.log)
+            (folder / "keepalived.log").write_text(balancer.keepalived.log)
             for words in (["lbagent", "status"], ["serf", "members"], ["lbagent", "plan"], ["lbagent", "check"]):
                 done = balancer.run(*words, checked=False)
                 (folder / f"{'-'.join(words)}.txt").write_text(done.stdout + done.stderr)
@@ -184,12 +167,7 @@ class Chaos:
 
     def explain(self, failure: Failure, storm: Storm) -> str:
         """Return the reason of a failed request, or nothing if no fault explains it."""
-        logged = self.clients.find_log(failure.request)
-        near = [one for one in storm.list_faults() if one.begin <= failure.end and failure.begin <= one.end + GRACE]
-        # Without a line in a log, HAProxy was killed, or the load balancer that has the address was not reached.
-        subjects = {logged.server, logged.balancer} if logged else set(self.site.balancers)
-        reasons = [one.reason for one in near if one.subject in subjects]
-        return reasons[0] if reasons else ""
+        return explain_failure(failure, self.clients.find_log(failure.request), storm.list_faults())
 
     def find_unexplained(self, storm: Storm) -> list[Failure]:
         """Return the failed requests that no fault explains."""
@@ -238,23 +216,11 @@ def _reports(balancer: Balancer, states: dict[str, str]) -> bool:
     return found == states and confirmed
 
 
-def _read_servers(site: Site, name: str) -> dict[str, dict[str, Server]]:
+def _read_servers(balancer: Balancer) -> dict[str, dict[str, Server]]:
     try:
-        return site.balancers[name].read_servers()
+        return balancer.read_servers()
     except OSError:
         return {}
-
-
-def _find_line(text: str, name: str, service: str) -> str:
-    """Return the managed line of the node above the marker of the service."""
-    lines = text.partition(f"# additional-lb-{service}-server")[0].splitlines()
-    start = max((number for number, line in enumerate(lines) if line.startswith("listen")), default=0)
-    found = [line.strip() for line in lines[start:] if f" {name} " in line]
-    return " | ".join(found)
-
-
-def _describe(line: str, server: Server | None) -> str:
-    return f"[{line or '-'} => {f'{server.state} {server.address}' if server else 'absent'}]"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http
 import re
 import time
 
@@ -243,14 +242,14 @@ def _has_left(node: NodeModel) -> bool:
 
 
 def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
-    """Send a command from the web page; a page whose load balancer is disturbed may refuse it."""
+    """Send a command from the web page. While daemon or page start, nothing is sent."""
     balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
     if balancer is None or one is None:
         return None
-    status = balancer.send_order(one.name, verb)
-    if status != http.HTTPStatus.SEE_OTHER:
-        storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: HTTP status {status}")
-        return f"{one.name} on {balancer.name}: HTTP status {status}"
+    if why := balancer.send_order(one.name, verb):
+        if not why.startswith(("400: ", "ConnectionRefusedError")):
+            storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: {why}")
+        return f"{one.name} on {balancer.name}: not sent: {why}"
     one.busy, one.paused = True, verb == "pause"
     return f"{one.name} on {balancer.name}"
 

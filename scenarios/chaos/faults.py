@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from scenarios.chaos.site import DISKS, Balancer
 from scenarios.chaos.storm import Registry, Storm
@@ -217,15 +218,14 @@ def kill_balancer_agent(storm: Storm) -> str | None:
 
 @action("handlers killed", 1)
 def kill_handlers(storm: Storm) -> str | None:
-    """All processes of lbagent on a load balancer are killed but the daemon; their events may be lost there."""
+    """All handlers on a load balancer are killed; their events may be lost there."""
     balancer = storm.choose_balancer(storm.may_be_deaf)
     if balancer is None:
         return None
     storm.disturb(balancer, deaf=True)
-    daemon = balancer.watch.pids
     for pid in balancer.machine.list_processes("lbagent"):
-        if pid not in daemon:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
+            if b"\0handle" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
     storm.later(f"handlers of {balancer.name} killed", lambda: storm.settle(balancer, deaf=True))
     return balancer.name

@@ -8,11 +8,12 @@ import functools
 import http.client
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
@@ -155,6 +156,10 @@ DISKS = ("/var/lib/lbagent", "/etc/haproxy")
 _DISK_SIZE, _FULL = "8m", "chaos-fills-the-disk"
 
 
+_NEIGHBOURS = 8192
+"""Neighbours of all machines, together with those of other tests on this host."""
+
+
 @functools.cache
 def build_shim() -> Path:
     """Compile shim.c; return the path of the library."""
@@ -285,9 +290,9 @@ class Balancer(pair.Balancer):
         """All programs, in the order of their start."""
         return self.haproxy, self.serf, self.watch, self.page, self.keepalived
 
-    def send_order(self, node: str, verb: str) -> int:
-        """Pause or resume a node on the web page, as a user with a browser. Returns the last status of HTTP."""
-        answers: list[int] = []
+    def send_order(self, node: str, verb: str) -> str:
+        """Pause or resume a node on the web page, as a user with a browser. Returns why that failed, or nothing."""
+        answers: list[str] = []
 
         def work() -> None:
             with TemporaryDirectory() as folder:
@@ -295,11 +300,14 @@ class Balancer(pair.Balancer):
                 page.port = _PAGE
                 try:
                     page.log_in()
-                    answers.append(
-                        page.post(f"/nodes/{node}/{verb}", {"token": page.get(f"/nodes/{node}").token}).status
-                    )
-                except (OSError, http.client.HTTPException, AssertionError):
-                    answers.append(0)
+                    token = page.get(f"/nodes/{node}").token
+                    answer = page.post(f"/nodes/{node}/{verb}", {"token": token})
+                except (OSError, http.client.HTTPException, AssertionError) as error:
+                    answers.append(f"{type(error).__name__}: {error}")
+                else:
+                    is_sent = answer.status == http.HTTPStatus.SEE_OTHER
+                    alert = re.search(r'role="alert">(.*?)</p>', answer.text)
+                    answers.append("" if is_sent else f"{answer.status}: {alert[1] if alert else answer.text}")
 
         start_thread_on(self.machine, work).join()
         return answers[0]
@@ -401,6 +409,7 @@ class Site:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_more_neighbours())
             stack.enter_context(self.switch)
             stack.enter_context(self.client)
             self.switch.plug(self.client, "10.0.0.99/16")
@@ -409,20 +418,8 @@ class Site:
                 self.switch.plug(host.machine, f"{host.address}/16")
                 host.run("ip", "link", "set", "eth0", "address", make_mac(host.address))
                 host.install(self.serf_key)
-            for node in self.nodes.values():
-                self._list_neighbours(node)
             self._stack = stack.pop_all()
         return self
-
-    def _list_neighbours(self, node: Node) -> None:
-        """Write the other nodes into the node's table of neighbours.
-
-        All machines of this host share one limit (gc_thresh3, 1024) for entries that are not permanent.
-        """
-        others = [other.address for other in self.nodes.values() if other is not node]
-        lines = [f"neighbour replace {one} lladdr {make_mac(one)} dev eth0 nud permanent\n" for one in others]
-        (node.machine.root / "run/neighbours").write_text("".join(lines))
-        node.run("ip", "-batch", "/run/neighbours")
 
     def start(self, outside: Collection[str]) -> None:
         """Start all programs; the nodes `outside` do not join the cluster."""
@@ -450,3 +447,17 @@ class Site:
     def accept_packets(self, table: str) -> None:
         """Undo `drop_packets`."""
         self.switch.machine.run("nft", "delete", "table", "bridge", table)
+
+
+@contextlib.contextmanager
+def _more_neighbours() -> Iterator[None]:
+    """Raise the kernel's limits for neighbours, which all machines of this host share, until the end of the block."""
+    files = [Path(f"/proc/sys/net/ipv4/neigh/default/gc_thresh{number}") for number in (3, 2, 1)]
+    before = {file: int(file.read_text()) for file in files}
+    for file in files:
+        file.write_text(str(max(before[file], _NEIGHBOURS)))
+    try:
+        yield
+    finally:
+        for file in reversed(files):
+            file.write_text(str(before[file]))

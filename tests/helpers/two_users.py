@@ -39,9 +39,8 @@ class TwoUserLoadBalancer(LoadBalancer):
         self.folder.chmod(0o755)
         create_state_directory(self.state)
         # The checkout may be in a folder that only root can read.
-        shutil.copytree(
-            HERE / "lbagent", self.folder / "site" / "lbagent", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        # Compiled modules are copied too, but not those that another process is writing at this moment.
+        shutil.copytree(HERE / "lbagent", self.folder / "site" / "lbagent", ignore=shutil.ignore_patterns("*.pyc.*"))
         self.handler = self.folder / "handler"
         code = f"import sys; sys.path.insert(0, {str(self.folder / 'site')!r}); from lbagent.cli import run; run()"
         python = os.path.realpath(sys.executable)

@@ -601,3 +601,14 @@ def test_best_effort_files_never_change_an_outcome(lb: LoadBalancer, name: str) 
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert check_all_applied(lb, operator, 1)
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "answers.json", "peers.json", "metrics.prom"])
+def test_a_fifo_in_place_of_a_best_effort_file_blocks_no_run(lb: LoadBalancer, name: str) -> None:
+    lb.state.mkdir()
+    os.mkfifo(lb.state / name)
+
+    runs = [lb.join(WEB1), lb.send_query("pause", "web1", 1), lb.run("status"), lb.run("apply"), lb.run("check")]
+
+    assert [run.returncode for run in runs] == [0, 0, 0, 0, 1]
+    assert lb.managed == [f"# lbagent paused {WEB1.split()[0].decode()} {WEB1.split()[1].decode()} role=web"]

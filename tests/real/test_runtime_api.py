@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -914,6 +915,41 @@ def test_a_state_that_a_server_state_file_restores_at_a_start_by_another_process
             assert lb.run("apply").stdout.startswith(b"No changes: ")
 
 
+@pytest.mark.parametrize("change", ["pause", "leave"])
+def test_a_worker_that_has_read_an_older_text_does_not_keep_a_paused_or_removed_node(binary: Path, change: str) -> None:
+    with LoadBalancer(KEPT_ALIVE, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        older, worker = lb.text, haproxy.worker()
+        lb.send_command("pause", "web2", 1) if change == "pause" else lb.leave(make_member_line(2))
+        newer = lb.text
+        # The operator's reload has read the file just before it was replaced.
+        lb.text = older
+        os.kill(haproxy.pid, signal.SIGUSR2)
+        wait_until(lambda: answers_as_another_worker(haproxy, worker))
+        lb.text = newer
+        assert haproxy.find_answering() == {"web1", "web2"}
+
+        done = lb.run("apply")
+
+        assert (done.returncode, done.stdout.decode(), done.stderr) == (
+            0,
+            "unchanged: fixed: lb-iis/web2 still gets traffic\n",
+            b"",
+        )
+        assert haproxy.find_answering() == {"web1"}
+        lb.send_command("resume", "web2", 2) if change == "pause" else lb.join(make_member_line(2))
+        assert haproxy.find_answering() == {"web1", "web2"}
+        assert lb.run("apply").stdout.startswith(b"No changes: ")
+
+
+def answers_as_another_worker(haproxy: Haproxy, worker: int) -> bool:
+    """Return whether another worker than this one answers on the stats socket."""
+    try:
+        return haproxy.worker() != worker
+    except OSError:
+        return False
+
+
 # --- attributes that equal those after a reload -------------------------------------------------------------------
 
 
@@ -935,12 +971,12 @@ def test_servers_with_external_checks_are_never_added_through_the_runtime_api(bi
     text = add_to_proxy("option external-check", "external-check command /bin/true")
     text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
-        lb.join(make_member_line(1))
         before = haproxy.pid
-        done = lb.join(make_member_line(2))
+        ends = [lb.join(make_member_line(number)) for number in (1, 2)]
 
         assert haproxy.workers(), "HAProxy has ended"
-        assert (done.returncode, haproxy.pid, haproxy.reloads()) == (0, before, (2, 0))
+        assert [(done.returncode, done.stderr) for done in ends] == [(0, b"")] * 2
+        assert (haproxy.pid, haproxy.reloads()) == (before, (2, 0))
         assert haproxy.find_answering() == {"web1", "web2"}
 
 

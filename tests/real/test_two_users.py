@@ -507,6 +507,7 @@ for turn in itertools.count():
 """
     with run_watch(lb) as process:
         lb.join(WEB01)
+        wait_until(lambda: lb.is_settled(make_line(lb)))  # before: the attack replaces records
         attacker = threading.Thread(target=run_attack, args=(lb, attack, victim))
         attacker.start()
         attacker.join()

@@ -70,7 +70,9 @@ def test_a_new_token_in_serf_env_is_used_at_once(lb_with_token: tuple[LoadBalanc
     write_env(lb, agent, "wrong")
     with Haproxy(lb), run_watch(lb, SERF_RPC_ADDR=""):
         wait_until(lambda: read_last_json(lb).get("sync_failing"))
-        assert (read_metric(lb, "lbagent_last_sync_success"), read_metric(lb, "lbagent_daemon_running")) == ("0", "1")
+        # metrics.prom is written after last.json.
+        wait_until(lambda: read_metric(lb, "lbagent_last_sync_success") == "0")
+        assert read_metric(lb, "lbagent_daemon_running") == "1"
         assert "authenticat" in str(read_last_json(lb)["sync_words"])
 
         write_env(lb, agent, "right")

@@ -56,14 +56,20 @@ def test_a_real_haproxy_takes_what_hostile_events_leave(tmp_path: Path, version:
     assert any(line.startswith("server good01 10.1.0.1:80 ") for line in stage.managed)
 
 
-@pytest.mark.parametrize("name", ["haproxy.cfg", "roles.yml", "members.json", "served.json", "roles.json", "last.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("haproxy.cfg", "roles.yml", "members.json", "served.json", "roles.json", "last.json"),
+        *("history.jsonl", "answers.json", "peers.json", "metrics.prom"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link in a circle"])
 def test_a_file_that_is_not_regular_blocks_no_run(tmp_path: Path, name: str, kind: str) -> None:
     stage = build_files(tmp_path, str(LBAGENT), hostile.CFG, "", shutil.which("true"))
     stage.roles.write_text(hostile.ROLES.format(cfg=stage.cfg))
     assert stage.join("web01 10.0.0.1").status == 0
     path = tmp_path / name if (tmp_path / name).exists() else stage.state / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "folder":

@@ -102,3 +102,18 @@ def test_a_pause_is_applied_where_no_other_load_balancer_can_be_queried(lb: Load
     assert lb.send_command("pause", "web01", 5).returncode == 0
 
     assert lb.managed == ["# lbagent paused web01 127.0.0.11 role=web"]
+
+
+def test_a_long_answer_of_another_load_balancer_is_cut(lb: LoadBalancer) -> None:
+    other = {"name": "lb02", "addr": "127.0.0.10:7946", "port": 7946, "tags": {"role": "lb"}, "status": "alive"}
+    answering(lb, json.dumps({"members": [WEB01, other]}))
+    script = lb.bin / "serf"
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = query ] || exec cat {lb.folder}/"$1"\n'
+        "printf \"Response from 'lb02': \"; head -c 1000000 /dev/zero | tr '\\0' x\n"
+    )
+
+    ended = lb.run("pause", "web01", "--force")
+
+    assert (ended.returncode, ended.stderr) == (1, b"")
+    assert ended.stdout.splitlines()[1] == b"lb02  " + 1024 * b"x"

@@ -233,6 +233,16 @@ def test_a_link_in_place_of_a_new_state_file_is_not_followed(tmp_path: Path) -> 
     assert names(tmp_path) == ["members.json", "victim"]
 
 
+def test_a_folder_in_place_of_a_state_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "served.json").mkdir()
+
+    with pytest.raises(IsADirectoryError) as raised:
+        files.replace_file(str(tmp_path / "served.json"), b"one")
+
+    assert raised.value.filename == str(tmp_path / "served.json")
+    assert names(tmp_path) == ["served.json"]
+
+
 def test_a_file_that_a_process_is_writing_is_not_replaced(cfg: Path) -> None:
     with cfg.open("r+b"):
         assert not put(cfg, NEW)
