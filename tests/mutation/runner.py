@@ -29,11 +29,17 @@ from hypothesis import Phase, settings
 
 from tests.mutation.mutants import Mutant, make_tree
 
-TESTS = (
-    *("membership", "planning", "serf", "haproxy/runtime", "haproxy/test_reader.py", "roles"),
-    *("run/test_spooled_events.py", "run/test_replies.py", "test_names.py"),
-)
-"""The tests that can notice a change in the process that they run in."""
+TESTS: Mapping[str, tuple[str, ...]] = {
+    "membership": ("membership", "run/test_spooled_events.py", "run/test_replies.py"),
+    "planning": ("planning",),
+    "serf": ("serf", "test_names.py"),
+    "haproxy": (
+        *("haproxy/test_reader.py", "haproxy/runtime/test_admission.py", "haproxy/runtime/test_capabilities.py"),
+        *("haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
+    ),
+    "roles": ("roles",),
+}
+"""The tests of each package that can notice a change in the process that they run in."""
 
 _EXAMPLES = 25
 """Examples of each property: a quarter of those in `make test`. What they notice, more would notice too."""
@@ -76,9 +82,9 @@ class Result(NamedTuple):
 class Session:
     """A pytest plugin that collects the tests, and leaves to `work` what is run."""
 
-    def __init__(self, work: Callable[[Session], None]) -> None:
+    def __init__(self, packages: Iterable[str], work: Callable[[Session], None]) -> None:
         """Nothing is collected yet."""
-        self._work = work
+        self._packages, self._work = sorted(set(packages)), work
         self.items: dict[str, pytest.Item] = {}
         self._failed = ""
 
@@ -96,7 +102,8 @@ class Session:
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
         ]
-        status = pytest.main([*options, *(str(Path("tests", name)) for name in TESTS)], plugins=[self])
+        paths = [str(Path("tests", name)) for package in self._packages for name in TESTS[package]]
+        status = pytest.main([*options, *paths], plugins=[self])
         assert status == 0, f"pytest ended with {status}"
 
     def pytest_sessionstart(self) -> None:
@@ -186,8 +193,9 @@ def _wait(pid: int, cpu: float) -> bool:
 # What the tests reach
 
 
-def measure(paths: Iterable[Path], folder: Path) -> Reached:
+def measure(paths: Sequence[Path], folder: Path) -> Reached:
     """Run all tests once, in a fork, and return what each runs. Raises AssertionError if one fails."""
+    packages = [path.parts[1] for path in paths]
     wanted, found = [str(path.resolve()) for path in paths], folder / "reached.pickle"
 
     def work(session: Session) -> None:
@@ -209,7 +217,7 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
         found.write_bytes(pickle.dumps(Reached(seconds, tests, tuple(properties))))
 
     def collect() -> str:
-        Session(work).start()
+        Session(packages, work).start()
         return ""
 
     failed = fork(collect, 1e6)
@@ -297,7 +305,7 @@ def run_mutants(mutants: Sequence[Mutant], reached: Reached, report: Callable[[R
         try:
             if functions:
                 _silence()
-                Session(work).start()
+                Session([mutant.path.parts[1] for mutant in functions], work).start()
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -321,7 +329,7 @@ def _run_in_module(mutant: Mutant, names: list[str]) -> str:
     sys.meta_path.insert(0, _MutatedModule(mutant))
     failed = []
     try:
-        Session(lambda session: failed.append(session.run(names))).start()
+        Session([mutant.path.parts[1]], lambda session: failed.append(session.run(names))).start()
     except AssertionError:
         return "the tests cannot be imported"
     return failed[0]
