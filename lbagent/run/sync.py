@@ -28,7 +28,10 @@ SyncMerge = Callable[[Membership, Roles], UpdateResult]
 """Merges what a sync has fetched into membership, after all events. Raises TryAgain where Serf gives no list."""
 
 QUERY_TIMEOUTS = (1, 1)
-"""Seconds that another load balancer has for its answer, per attempt."""
+"""Seconds that another load balancer has for its answer, per attempt, while events wait."""
+
+PATIENT_TIMEOUTS = (1, 6)
+"""The same in a sync. On a busy machine a handler takes seconds, and Serf runs handlers one after another."""
 
 _SYNC_TIMEOUT = 20.0
 """Seconds for all pages of all load balancers: one may know thousands of pauses, or never stop answering."""
@@ -124,6 +127,7 @@ def ask_peers(
     load_membership: Callable[[], Membership],
     log_line: Callable[[str], None],
     timeout: float = _SYNC_TIMEOUT,
+    attempts: Sequence[int] = PATIENT_TIMEOUTS,
 ) -> PeerAnswers:
     """Ask these load balancers. `log_line` is called with each failure.
 
@@ -132,7 +136,7 @@ def ask_peers(
     if not names:
         return PeerAnswers(is_complete=True)
     deadline = time.monotonic() + timeout
-    pages = {name: peers.parse_page(text) for name, text in _query_pages("", [*names], log_line).items()}
+    pages = {name: peers.parse_page(text) for name, text in _query_pages("", [*names], attempts, log_line).items()}
     known, is_complete, found = load_membership(), True, []
     for name in names:
         page = pages.get(name)
@@ -140,7 +144,7 @@ def ask_peers(
             log_line(f"{name} did not report its pauses")
             is_complete = False
         elif page.digest != peers.digest_reports(known, int(time.time()), page.version):
-            reports, has_all = _fetch_reports(name, page, deadline, log_line)
+            reports, has_all = _fetch_reports(name, page, deadline, attempts, log_line)
             is_complete = is_complete and has_all
             found.append(PeerPauses(name, reports, has_all and page.is_complete))
     return PeerAnswers(tuple(found), is_complete)
@@ -161,14 +165,14 @@ def merge_answers(
 
 
 def _fetch_reports(
-    name: str, page: Page, deadline: float, log_line: Callable[[str], None]
+    name: str, page: Page, deadline: float, attempts: Sequence[int], log_line: Callable[[str], None]
 ) -> tuple[tuple[PauseReport, ...], bool]:
     """Return the reports of this page and of those after it, and whether these are all."""
     reports = list(page.reports)
     while page.more:
         following = None
         if page.reports and time.monotonic() < deadline:
-            answers = _query_pages(page.reports[-1].name, [name], log_line)
+            answers = _query_pages(page.reports[-1].name, [name], attempts, log_line)
             following = peers.parse_page(answers.get(name, ""))
         if following is None:
             log_line(f"{name} did not report all of its pauses")
@@ -178,12 +182,14 @@ def _fetch_reports(
     return tuple(reports), True
 
 
-def _query_pages(after: str, names: list[str], log_line: Callable[[str], None]) -> dict[str, str]:
+def _query_pages(
+    after: str, names: list[str], attempts: Sequence[int], log_line: Callable[[str], None]
+) -> dict[str, str]:
     """Return the page of pauses after the node `after` from each of these load balancers, by name."""
     if not names:
         return {}
     try:
-        return agent.send_query("lbagent-status", peers.REQUEST.format(after=after), names, QUERY_TIMEOUTS)
+        return agent.send_query("lbagent-status", peers.REQUEST.format(after=after), names, attempts)
     except TryAgain as error:
         log_line(str(error))
         return {}
@@ -207,7 +213,7 @@ def merge_peer_pauses(membership: Membership, log: Log) -> UpdateResult:
     now = int(time.time())
     try:
         answers, clocks = (
-            ask_peers(_fetch_alive_peers(), lambda: membership, log.info, _EVENT_TIMEOUT),
+            ask_peers(_fetch_alive_peers(), lambda: membership, log.info, _EVENT_TIMEOUT, QUERY_TIMEOUTS),
             agent.fetch_clocks(),
         )
     except TryAgain as error:

@@ -242,12 +242,12 @@ def _has_left(node: NodeModel) -> bool:
 
 
 def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
-    """Send a command from the web page. While the daemon starts, the page refuses it with 400: nothing is sent."""
+    """Send a command from the web page. While daemon or page start, nothing is sent."""
     balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
     if balancer is None or one is None:
         return None
     if why := balancer.send_order(one.name, verb):
-        if not why.startswith("400: "):
+        if not why.startswith(("400: ", "ConnectionRefusedError")):
             storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: {why}")
         return f"{one.name} on {balancer.name}: not sent: {why}"
     one.busy, one.paused = True, verb == "pause"

@@ -44,10 +44,13 @@ def find_differences(model: Model, seen: Mapping[str, Seen]) -> list[str]:
 def explain_failure(failure: Failure, logged: LogLine | None, faults: Sequence[Fault]) -> str:
     """Return the fault that explains a failed request; nothing if a change must have caused it.
 
-    A request for which HAProxy has logged an error failed at its server. Otherwise the client has lost HAProxy.
+    A request for which HAProxy has logged an error failed at its server. Otherwise the client has lost HAProxy, or
+    HAProxy has closed its connection as the server's connection ended at this moment.
     """
     subjects = {logged.server} if logged and logged.status.startswith("5") else {"lb01", "lb02"}
     for fault in faults:
+        if failure.reason == "RemoteDisconnected" and failure.begin - 0.5 <= fault.begin <= failure.end + 0.5:
+            return fault.reason
         if fault.subject in subjects and fault.begin <= failure.end and failure.begin <= fault.end + GRACE:
             return fault.reason
     return ""

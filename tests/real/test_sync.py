@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.faults import write_script
 from tests.helpers.pair import HANDLER, Balancer, join_both, run_pair
 from tests.helpers.real_programs import ROLES, Backend, Haproxy, LoadBalancer, SerfAgent, member_line, wait_until
 
@@ -302,3 +303,19 @@ def test_a_load_balancer_that_does_not_answer_with_its_pauses_is_reported() -> N
 
         output = "lbagent: lb03 did not report its pauses\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"No changes: 1 node, 1 line.\n", output)
+
+
+def test_a_sync_gets_the_pauses_of_a_load_balancer_whose_handler_is_slow() -> None:
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(LoadBalancer())
+        other = stack.enter_context(LoadBalancer())
+        lb01, lb02 = Balancer("lb01", "127.0.0.9", one), Balancer("lb02", "127.0.0.10", other)
+        lb02.agent.handler = str(write_script(other.folder / "slow", f"sleep 1.1\nexec {HANDLER}"))
+        for balancer in (lb01, lb02):
+            stack.enter_context(balancer.running())
+        lb02.agent.join(lb01.agent)
+        join_both((lb01, lb02), stack.enter_context(SerfAgent("web01", "127.0.0.11", "web")))
+        other.send_command("pause", "web01", 1)  # an event that lb01 has lost
+
+        # On a busy machine even seven seconds may not be enough; the next sync asks again.
+        wait_until(lambda: lb01.run("sync").returncode == 0 and one.managed == [OUT], 120)
