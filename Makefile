@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint dashboard docs pictures bench load fuzz long faults mutation histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
+.PHONY: help demo test test-fast check lint dashboard docs pictures bench load scale fuzz long faults mutation histories matrix test-differential test-pair chaos test-windows test-spark test-web test-impala test-platform pages clean
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +17,7 @@ help:  ## this list
 demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf and HAProxy, in half a minute
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev  ## all tests; on Debian 12 also with the HAProxy of later releases, which it downloads
+test: $(VENV)/.dev  ## all tests, ten minutes; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
@@ -33,7 +33,9 @@ lint: $(VENV)/.dev  ## format, lint, types, import directions, and the English o
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tests.docs.prose --code
 
-bench: $(VENV)/.dev  ## benchmarks
+bench: $(VENV)/.dev  ## benchmarks, and how long a join and a pause take; installs wrk
+	@.ci/install wrk
+	@.ci/haproxy
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python -m load.latency
 
@@ -43,6 +45,11 @@ load: $(VENV)/.dev  ## 1,000 changes under load, long sessions, a burst of reloa
 	@$(BIN)/python -m load.sessions
 	@$(BIN)/python -m load.burst
 	@$(BIN)/python -m load.reloads
+
+scale: $(VENV)/.dev  ## 200 real Serf agents, then 200, 2,000 and 20,000 simulated members; five minutes
+	@.ci/haproxy
+	@$(BIN)/python -m load.agents
+	@$(BIN)/python -m load.scale
 
 fuzz: $(VENV)/.dev  ## 100,000 hostile inputs from the handler to haproxy.cfg; fifteen minutes
 	@LBAGENT_HOSTILE=100000 $(BIN)/python -m pytest -n 2 -q -s tests/run/test_hostile_inputs.py

@@ -1,7 +1,7 @@
 """python -m load.scale [MEMBERS…]: what 200, 2,000 and 20,000 members cost, with a growth from each to the next.
 
-A hundred members per proxy, in a real HAProxy with `watch`; Serf is a script that prints a member list. Environment:
-TIMES=7 (measurements of each kind), HAPROXY=3.0 (version).
+A hundred members per proxy, in a real HAProxy with `watch`. The Serf agent runs, and is not asked: a script in place of
+`serf` prints the members. Environment: TIMES=7 (measurements of each kind), HAPROXY=3.0 (version).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, binaries, wait_until
+from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, wait_until
 
 SIZES = (200, 2_000, 20_000)
 PER_PROXY = 100
@@ -102,13 +102,17 @@ def measure(size: int) -> dict[str, float]:
     def record(name: str, value: float) -> None:
         took.setdefault(name, []).append(value)
 
-    with LoadBalancer(make_config(size), make_roles(size), binaries()[VERSION]) as lb:
+    with (
+        LoadBalancer(make_config(size), make_roles(size), binaries()[VERSION]) as lb,
+        SerfAgent("lb01", "127.0.0.9", "lb") as agent,
+    ):
         write_serf(lb, size)
-        first = run_command(lb, "sync")
-        with Haproxy(lb) as haproxy, run_daemon(lb) as daemon:
+        env = {**lb.env, "SERF_RPC_ADDR": agent.rpc}
+        first = run_command(env, "sync")
+        with Haproxy(lb) as haproxy, run_daemon(lb, env) as daemon:
             for number in range(TIMES):
                 for verb in ("plan", "status", "sync"):
-                    cost = run_command(lb, verb)
+                    cost = run_command(env, verb)
                     record(f"`{verb}`, ms", cost.milliseconds)
                     record(f"`{verb}`, CPU ms", cost.cpu)
                     record(f"memory of `{verb}`, MiB", cost.mebibytes)
@@ -156,9 +160,9 @@ def is_serving(haproxy: Haproxy, proxy: str, server: str) -> bool:
 
 
 @contextlib.contextmanager
-def run_daemon(lb: LoadBalancer) -> Iterator[subprocess.Popen[bytes]]:
+def run_daemon(lb: LoadBalancer, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `watch` until the block is left; its first round has ended when the block begins."""
-    with subprocess.Popen([LBAGENT, "watch"], env=lb.env, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([LBAGENT, "watch"], env=env, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: (lb.state / "watch.lock").exists() and (lb.state / "metrics.prom").exists() and lb.idle)
             time.sleep(2)
@@ -168,9 +172,9 @@ def run_daemon(lb: LoadBalancer) -> Iterator[subprocess.Popen[bytes]]:
             process.terminate()
 
 
-def run_command(lb: LoadBalancer, verb: str) -> Cost:
+def run_command(env: dict[str, str], verb: str) -> Cost:
     """Return the cost of one verb. Raises AssertionError if it fails."""
-    return run([str(LBAGENT), verb], lb.env)
+    return run([str(LBAGENT), verb], env)
 
 
 def run(argv: Sequence[str], env: dict[str, str]) -> Cost:

@@ -24,7 +24,7 @@ from lbagent.state.spool import Spool
 
 STEPS = (
     (Daemon, "_run_round", "round"),
-    (Engine, "apply_stored_events", "fold"),
+    (Engine, "apply_stored_events", "membership"),
     (transaction, "make_plan", "plan"),
     (Rollout, "withdraw_removed_servers", "withdraw"),
     (Haproxy, "find_refusal", "haproxy -c"),

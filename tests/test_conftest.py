@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import signal
 import subprocess
 import sys
@@ -44,6 +45,27 @@ def test_a_signal_that_the_caller_blocks_ends_the_tested_programs() -> None:
 
 def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
     assert 0 < float(pytestconfig.getini("timeout")) <= 300
+
+
+def test_no_test_waits_for_a_fixed_time() -> None:
+    """Shorter pauses are those between two looks, and between the steps of an edit."""
+    waits = [
+        f"{path.relative_to(HERE)}:{call.lineno}"
+        for path in sorted((HERE / "tests").rglob("test_*.py"))
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "time.sleep"
+        and isinstance(call.args[0], ast.Constant)
+        and float(str(call.args[0].value)) >= 0.1
+    ]
+
+    assert waits == []
+
+
+def test_no_test_is_retried() -> None:
+    commands = [(HERE / name).read_text(encoding="utf-8") for name in ("Makefile", ".ci/run", "pyproject.toml")]
+
+    assert [text for text in commands if "rerun" in text or "--last-failed" in text or "flaky" in text] == []
 
 
 def test_without_a_choice_the_installed_haproxy_is_tested() -> None:

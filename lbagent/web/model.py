@@ -23,6 +23,8 @@ from urllib.parse import SplitResult, urlsplit
 from starlette.concurrency import run_in_threadpool
 
 from lbagent.errors import UsageError
+from lbagent.membership.model import Pause
+from lbagent.membership.peers import Peer
 
 _FRESH = 0.3
 """Seconds for which an answer is used, and at least as long as it took."""
@@ -73,15 +75,6 @@ class Server(NamedTuple):
     def serves(self) -> bool:
         """Whether HAProxy sends it new requests."""
         return (self.state or "").startswith(_SERVES)
-
-
-class Pause(NamedTuple):
-    """The pause of a node; times in epoch seconds."""
-
-    since: int
-    by: str
-    reason: str
-    until: int | None
 
 
 class Node(NamedTuple):
@@ -149,19 +142,6 @@ class Problem(NamedTuple):
     kind: str
     what: str
     since: int | None
-
-
-class Peer(NamedTuple):
-    """Another load balancer, as the daemon here last saw it by Serf."""
-
-    name: str
-    address: str
-    status: str
-    equal: bool | None
-    seen: int | None
-    answers: bool
-    status_line: str | None
-    """Its last answer to the query `lbagent-status`."""
 
 
 class Status(NamedTuple):

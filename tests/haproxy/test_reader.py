@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from lbagent.errors import Refused
 from lbagent.haproxy import config as haproxy_config
 from lbagent.haproxy.config import Document, ServerTemplate
+from lbagent.haproxy.config_files import build_document
 from lbagent.haproxy.reader import Environment, evaluate_condition, split_words
+from lbagent.state.files import Target
 from tests.helpers.builders import member, membership_of, parse_roles_text, plan_for
 from tests.helpers.real_programs import binaries, wait_until
 
@@ -447,3 +449,12 @@ def test_servers_of_an_unread_branch_are_never_changed() -> None:
 
     assert list(document.managed_servers) == [("d", "web01")]
     assert list(haproxy_config.list_uncertain_servers(document)) == [("e", "web01")]
+
+
+def test_a_text_that_is_read_again_depends_on_the_present_environment_of_haproxy() -> None:
+    target = Target("haproxy.cfg", "haproxy.cfg", b'global\n    stats socket "$SOCKET" level admin\n')
+
+    def find_socket(path: str) -> str:
+        return build_document([target], lambda: Environment({"SOCKET": path})).settings[0][2]
+
+    assert [find_socket(path) for path in ("/run/one.sock", "/run/other.sock")] == ["/run/one.sock", "/run/other.sock"]

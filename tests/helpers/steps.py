@@ -238,7 +238,7 @@ def _run_traced(
             env={**lb.env, **env},
             cwd=lb.folder,
             capture_output=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return done, Path(file.name).read_text(errors="replace")

@@ -10,7 +10,7 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.mutation import runner
@@ -50,27 +50,28 @@ def main() -> int:
     print(f"{len(reached.seconds)} tests, {sum(reached.seconds.values()):.0f} s", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("")
-    counts = Counter[tuple[str, bool]]()
 
     def report(result: Result) -> None:
-        counts[make_package(result.mutant), bool(result.killed_by)] += 1
+        # A fork may report: the file is all that the parent sees.
+        entry = {"mutant": make_key(result.mutant), "killed_by": result.killed_by, "tests": result.tests}
+        entry["package"] = make_package(result.mutant)
         with RESULTS.open("a") as file:
-            entry = {"mutant": make_key(result.mutant), "killed_by": result.killed_by, "tests": result.tests}
             file.write(json.dumps(entry) + "\n")
-        if not result.killed_by:
-            print(f"survived {result.tests} tests: {result.mutant}", flush=True)
 
     runner.run_mutants(mutants, reached, report)
-    print(f"{time.monotonic() - started:.0f} s", flush=True)
-    return print_counts(counts)
+    print(f"{time.monotonic() - started:.0f} s")
+    return print_results([json.loads(line) for line in RESULTS.read_text().splitlines()])
 
 
-def print_counts(counts: Counter[tuple[str, bool]]) -> int:
-    """Print a line for each package; return 1 if fewer than 95 % are killed."""
-    for package in sorted({name for name, _ in counts}):
-        killed, survived = counts[package, True], counts[package, False]
-        print(f"{package}: {killed + survived} mutants, {killed} killed, {survived} survived")
-    killed, total = sum(count for (_, is_killed), count in counts.items() if is_killed), sum(counts.values())
+def print_results(entries: Sequence[Mapping[str, str]]) -> int:
+    """Print what survives, and a line for each package; return 1 if fewer than 95 % are killed."""
+    for entry in entries:
+        if not entry["killed_by"]:
+            print(f"survived {entry['tests']} tests: {entry['mutant']}")
+    for package in sorted({entry["package"] for entry in entries}):
+        fates = [bool(entry["killed_by"]) for entry in entries if entry["package"] == package]
+        print(f"{package}: {len(fates)} mutants, {sum(fates)} killed, {len(fates) - sum(fates)} survived")
+    total, killed = len(entries), sum(bool(entry["killed_by"]) for entry in entries)
     print(f"all: {total} mutants, {killed} killed, {100 * killed / max(total, 1):.1f} %")
     return 0 if killed >= 0.95 * total else 1
 

@@ -29,14 +29,23 @@ from hypothesis import Phase, settings
 
 from tests.mutation.mutants import Mutant, make_tree
 
-TESTS = (
-    *("membership", "planning", "serf", "haproxy/runtime", "haproxy/test_words.py", "roles"),
-    *("run/test_batch.py", "run/test_replies.py", "test_names.py"),
-)
-"""The tests that can notice a change in the process that they run in."""
+TESTS: Mapping[str, tuple[str, ...]] = {
+    "membership": ("membership", "run/test_spooled_events.py", "run/test_replies.py"),
+    "planning": ("planning",),
+    "serf": ("serf", "test_names.py"),
+    "haproxy": (
+        *("haproxy/test_reader.py", "haproxy/runtime/test_admission.py", "haproxy/runtime/test_capabilities.py"),
+        *("haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
+    ),
+    "roles": ("roles",),
+}
+"""The tests of each package that can notice a change in the process that they run in."""
 
 _EXAMPLES = 25
 """Examples of each property: a quarter of those in `make test`. What they notice, more would notice too."""
+
+_HISTORIES = 3
+"""Histories of each kind in `tests/membership/test_pauses_model.py`."""
 
 _SLOWER, _SLACK = 4, 10
 """A mutant may take so many times the CPU seconds of its tests, and so many more, before it counts as killed."""
@@ -56,6 +65,8 @@ class Reached(NamedTuple):
     """CPU seconds by test."""
     tests: Mapping[tuple[str, int], frozenset[str]]
     """The tests that run a line of a file, after the imports."""
+    properties: tuple[str, ...]
+    """The tests of properties: they are slow, and are run where all others pass."""
 
 
 class Result(NamedTuple):
@@ -71,14 +82,15 @@ class Result(NamedTuple):
 class Session:
     """A pytest plugin that collects the tests, and leaves to `work` what is run."""
 
-    def __init__(self, work: Callable[[Session], None]) -> None:
+    def __init__(self, packages: Iterable[str], work: Callable[[Session], None]) -> None:
         """Nothing is collected yet."""
-        self._work = work
+        self._packages, self._work = sorted(set(packages)), work
         self.items: dict[str, pytest.Item] = {}
         self._failed = ""
 
     def start(self) -> None:
         """Collect the tests and work."""
+        os.environ["LBAGENT_HISTORIES"] = str(_HISTORIES)
         options = [
             "-q",
             "-p",
@@ -90,7 +102,8 @@ class Session:
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
         ]
-        status = pytest.main([*options, *(str(Path("tests", name)) for name in TESTS)], plugins=[self])
+        paths = [str(Path("tests", name)) for package in self._packages for name in TESTS[package]]
+        status = pytest.main([*options, *paths], plugins=[self])
         assert status == 0, f"pytest ended with {status}"
 
     def pytest_sessionstart(self) -> None:
@@ -107,7 +120,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Work with what was collected."""
-        self.items = {item.nodeid: item for item in session.items}
+        self.items = {item.nodeid: item for item in session.items if not _runs_programs(item)}
         self._work(self)
         return True
 
@@ -149,12 +162,16 @@ def fork(work: Callable[[], str], cpu: float) -> str:
 
 def _isolate(cpu: float) -> None:
     os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1) if os.environ.get("MUTATION_DEBUG") else (0, 1, 2):
-        os.dup2(null, descriptor)
+    _silence()
     if cpu < 10_000:  # more is no limit
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 2))
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
 
 
 def _wait(pid: int, cpu: float) -> bool:
@@ -176,19 +193,17 @@ def _wait(pid: int, cpu: float) -> bool:
 # What the tests reach
 
 
-def measure(paths: Iterable[Path], folder: Path) -> Reached:
+def measure(paths: Sequence[Path], folder: Path) -> Reached:
     """Run all tests once, in a fork, and return what each runs. Raises AssertionError if one fails."""
+    packages = [path.parts[1] for path in paths]
     wanted, found = [str(path.resolve()) for path in paths], folder / "reached.pickle"
-    if os.environ.get("MUTATION_KNOWN") and Path("/tmp/reached.pickle").exists():
-        found = Path("/tmp/reached.pickle")
-        known: Reached = pickle.loads(found.read_bytes())
-        return known
 
     def work(session: Session) -> None:
         seconds = {}
         tracer = coverage.Coverage(data_file=None, include=wanted)
         tracer.start()
-        for name in session.items:
+        properties = [name for name, item in session.items.items() if _is_property(item)]
+        for name in session.items.keys() - properties:
             tracer.switch_context(name)
             started = time.process_time()
             failed = session.run([name])
@@ -199,27 +214,47 @@ def measure(paths: Iterable[Path], folder: Path) -> Reached:
         tests = {
             (path, line): frozenset(names) for path in wanted for line, names in data.contexts_by_lineno(path).items()
         }
-        found.write_bytes(pickle.dumps(Reached(seconds, tests)))
+        found.write_bytes(pickle.dumps(Reached(seconds, tests, tuple(properties))))
 
     def collect() -> str:
-        Session(work).start()
+        Session(packages, work).start()
         return ""
 
     failed = fork(collect, 1e6)
     assert found.exists(), failed
-    Path("/tmp/reached.pickle").write_bytes(found.read_bytes())
     reached: Reached = pickle.loads(found.read_bytes())
     return reached
 
 
+def _runs_programs(item: pytest.Item) -> bool:
+    """Return whether a test runs lbagent as a program, which has no mutant."""
+    names = {
+        *getattr(item, "fixturenames", ()),
+        *getattr(getattr(item, "obj", None), "__code__", _is_property.__code__).co_names,
+    }
+    return bool(names & {"lb", "LoadBalancer", "subprocess", "stage"})
+
+
+def _is_property(item: pytest.Item) -> bool:
+    """Return whether a test looks at many generated examples."""
+    return item.path.name == "test_pauses_model.py" or bool(
+        getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    )
+
+
 def choose_tests(mutant: Mutant, reached: Reached) -> list[str]:
-    """Return the tests that run the mutated statement, or functions that use the mutated name; quickest first."""
+    """Return the tests that run the mutated statement, or functions that use the mutated name; quickest first.
+
+    Last come the properties of the package.
+    """
     path = str(mutant.path.resolve())
     lines = range(mutant.line, mutant.last_line + 1) if mutant.function else _list_dependent_lines(mutant)
     names = {name for line in lines for name in reached.tests.get((path, line), ())}
     if not names and not mutant.function:
         names = {name for (file, _), found in reached.tests.items() if file == path for name in found}
-    return sorted(names, key=lambda name: (reached.seconds[name], name))
+    tests = f"tests/{mutant.path.parts[1]}/"
+    properties = [name for name in reached.properties if name.startswith(tests)]
+    return [*sorted(names, key=lambda name: (reached.seconds[name], name)), *properties]
 
 
 def _list_dependent_lines(mutant: Mutant) -> set[int]:
@@ -264,17 +299,24 @@ def run_mutants(mutants: Sequence[Mutant], reached: Reached, report: Callable[[R
             report(_run_tests(mutant, reached, partial(_run_in_function, session, mutant)))
 
     functions = [mutant for mutant in mutants if mutant.function]
+    # In a fork, as it imports lbagent, which the other mutants have to import anew.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if functions:
+                _silence()
+                Session([mutant.path.parts[1] for mutant in functions], work).start()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
     for mutant in mutants:
         if not mutant.function:
             report(_run_tests(mutant, reached, partial(_run_in_module, mutant)))
-    if functions:
-        # The last one, as it imports lbagent.
-        Session(work).start()
 
 
 def _run_tests(mutant: Mutant, reached: Reached, run: Callable[[list[str]], str]) -> Result:
     names = choose_tests(mutant, reached)
-    cpu = _SLOWER * sum(reached.seconds[name] for name in names) + _SLACK
+    cpu = _SLOWER * sum(reached.seconds.get(name, 1.0) for name in names) + _SLACK
     return Result(mutant, fork(lambda: run(names), cpu) if names else "", len(names))
 
 
@@ -287,7 +329,7 @@ def _run_in_module(mutant: Mutant, names: list[str]) -> str:
     sys.meta_path.insert(0, _MutatedModule(mutant))
     failed = []
     try:
-        Session(lambda session: failed.append(session.run(names))).start()
+        Session([mutant.path.parts[1]], lambda session: failed.append(session.run(names))).start()
     except AssertionError:
         return "the tests cannot be imported"
     return failed[0]

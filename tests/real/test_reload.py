@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -164,9 +166,10 @@ def test_a_failing_reload_by_another_process_does_not_count_as_ours(way: RunMode
     with way.running() as (lb, haproxy), occupy_port() as port:
         good, worker = lb.text, wait_for_only_worker(haproxy)
         lb.text = add_listener(good, port)
-        wait_until(lambda: begin_reload(haproxy))
-        # The new worker has read this text, and tries to bind for two seconds.
-        time.sleep(0.5)
+        with watch_reads(lb.cfg) as was_read:
+            wait_until(lambda: begin_reload(haproxy))
+            wait_until(was_read)
+        # The new worker has this text, and tries to bind for two seconds.
         lb.text = good
 
         ended = lb.join(WEB01)
@@ -194,6 +197,19 @@ def test_a_reload_during_one_of_another_process_is_confirmed_by_a_worker_with_th
             wait_until(lambda: not is_reloading(haproxy))
             assert list_loaded_servers(haproxy) == [f"web{one:02}" for one in range(1, number + 1)]
         assert lb.list_outcomes() == ["applied"] * 6
+
+
+@contextlib.contextmanager
+def watch_reads(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether a process has read the file and closed it; see inotify(7)."""
+    libc, closed_unwritten = ctypes.CDLL(None, use_errno=True), 0x10
+    descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(path), closed_unwritten) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        yield lambda: bool(select.select([descriptor], [], [], 0)[0])
+    finally:
+        os.close(descriptor)
 
 
 def begin_reload(haproxy: Haproxy) -> bool:

@@ -971,12 +971,12 @@ def test_servers_with_external_checks_are_never_added_through_the_runtime_api(bi
     text = add_to_proxy("option external-check", "external-check command /bin/true")
     text = text.replace("global\n", "global\n    external-check\n    insecure-fork-wanted\n")
     with LoadBalancer(text, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
-        lb.join(make_member_line(1))
         before = haproxy.pid
-        done = lb.join(make_member_line(2))
+        ends = [lb.join(make_member_line(number)) for number in (1, 2)]
 
         assert haproxy.workers(), "HAProxy has ended"
-        assert (done.returncode, haproxy.pid, haproxy.reloads()) == (0, before, (2, 0))
+        assert [(done.returncode, done.stderr) for done in ends] == [(0, b"")] * 2
+        assert (haproxy.pid, haproxy.reloads()) == (before, (2, 0))
         assert haproxy.find_answering() == {"web1", "web2"}
 
 

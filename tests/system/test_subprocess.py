@@ -202,10 +202,10 @@ def test_endless_output_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "ftruncate", noted)
 
     # Slowly, so that this test itself costs little.
-    result = shell("while :; do head -c 1000000 /dev/zero; sleep 0.02; done", 1)
+    command = ["sh", "-c", "while :; do head -c 1000000 /dev/zero; sleep 0.02; done"]
+    run_program(command, 120, enough=lambda _: len(sizes) > 2)
 
-    assert result.status is None
-    assert sizes
+    assert len(sizes) > 2
     assert max(sizes) < 30_000_000
 
 
