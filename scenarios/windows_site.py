@@ -111,7 +111,8 @@ def run_site(report: Report) -> Iterator[Site]:
 def is_confirmed(ended: ScriptResult) -> bool:
     """Return whether both load balancers answered `done`, and the script exited with 0."""
     lines = ended.output.splitlines()[1:3]
-    return ended.status == 0 and [line.split()[:2] for line in lines] == [["lb01", "done"], ["lb02", "done"]]
+    words = [line.replace(",", " ").split()[:2] for line in lines]
+    return ended.status == 0 and words == [["lb01", "done"], ["lb02", "done"]]
 
 
 class SlowServer:

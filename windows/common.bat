@@ -234,7 +234,8 @@ for /f "tokens=1,2 delims=, " %%a in ("%SAID%") do (
 )
 rem `done, no other server of iis serves` has no session.
 if "%OPEN%"=="no" set "OPEN=0"
-if not "%FIRST%"=="done" goto lbs_not_done
+rem The hyphens: Wine takes "not" of `not applied yet` for the keyword.
+if not "-%FIRST%"=="-done" goto lbs_not_done
 set /a YES+=1
 set /a SESSIONS+=OPEN
 exit /b 0
@@ -245,5 +246,5 @@ exit /b 0
 :lbs_not_done
 set /a NO+=1
 rem It is busy, does not know the node, or has not received the change of the tag: a retry may succeed.
-for %%a in (queued unknown still) do if "%FIRST%"=="%%a" set "WAITING=1"
+for %%a in (queued unknown still) do if "-%FIRST%"=="-%%a" set "WAITING=1"
 exit /b 0

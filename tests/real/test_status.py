@@ -277,7 +277,7 @@ def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: LoadBalancer) 
     assert found["problems"] == [
         f"{lb.state}/members.json: not a regular file",
         f"{lb.state}/spool: Not a directory",
-        f"{lb.state}/history.jsonl: Is a directory",
+        f"{lb.state}/history.jsonl: not a regular file",
     ]
     assert (found["events"], found["last_run"]) == ({"pending": None, "oldest": None}, None)
 
