@@ -97,7 +97,7 @@ class Machine:
         wait_until(lambda: str(self.root) not in Path("/proc/mounts").read_text())
         shutil.rmtree(self._folder)
 
-    def run(self, *words: str, stdin: str = "", seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, stdin: str = "", seconds: float = 1200) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the booted machine."""
         command = ["nsenter", f"--target={self._init}", *_NAMESPACES, "--", *words]
         return subprocess.run(
