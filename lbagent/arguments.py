@@ -12,14 +12,16 @@ from typing import Any, NoReturn
 
 import lbagent
 from lbagent import errors
+from lbagent.commands import pause, plan_apply_sync, status
+from lbagent.commands.check import check
+from lbagent.commands.handle import handle
+from lbagent.commands.render import render
 from lbagent.commands.web import DEFAULT_LISTEN, web
+from lbagent.daemon.daemon import watch
 from lbagent.errors import INTERRUPTED, LbagentError, UsageError
 from lbagent.outcome import BlockedRemoval, Outcome, Verdict
 from lbagent.settings import DEFAULT_ROLES, DEFAULT_STATE_DIR, Settings, load_settings
 from lbagent.system.log import Log
-
-Verb = Callable[[Settings, Log], int]
-"""A command: does its work and returns the exit status. May raise LbagentError and OSError."""
 
 EXAMPLES = (
     ("lbagent status", "the state of each node, and the reason"),
@@ -107,7 +109,7 @@ class _Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
 
-def parse_command_line(argv: list[str], environ: Mapping[str, str]) -> tuple[Settings, Verb]:
+def parse_command_line(argv: list[str], environ: Mapping[str, str]) -> tuple[Settings, Callable[[Settings, Log], int]]:
     """Return the settings and the command of a command line. Raises UsageError, SystemExit (--help, --version)."""
     parser, verbs = _build_parsers()
     if not argv:
@@ -162,8 +164,8 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     verbs_by_name: dict[str, _Parser] = {}
     for name, summary, configure in (
-        ("handle", "the Serf event handler; reads SERF_* and stdin", _configure_handle),
-        ("plan", "show pending changes as a diff; exits 2 if there are any", _configure_plan),
+        ("handle", "the Serf event handler; reads SERF_* and stdin", _take_no_options(handle)),
+        ("plan", "show pending changes as a diff; exits 2 if there are any", _take_no_options(plan_apply_sync.plan)),
         ("apply", "apply pending changes to haproxy.cfg and HAProxy", _configure_apply),
         ("sync", "refresh membership from Serf, then apply", _configure_sync),
         ("render", "print a haproxy.cfg with the managed lines, for configuration management", _configure_render),
@@ -172,7 +174,7 @@ def _build_parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
         ("forget", "remove dead nodes and their pauses, on all load balancers", _configure_forget),
         ("status", "show nodes, HAProxy's view of them, and problems", _configure_status),
         ("check", "check the installation and the configuration; exits 1 if there are errors", _configure_check),
-        ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _configure_watch),
+        ("watch", "the daemon: applies stored events, watches for edits, syncs every minute", _take_no_options(watch)),
         ("web", "serve a web page of the pair: nodes, history, pause and resume; metrics and an API", _configure_web),
     ):
         verb = subparsers.add_parser(
@@ -205,12 +207,8 @@ def _add_global_options(parser: argparse.ArgumentParser, *, hidden: bool = False
         parser.add_argument(*names, **changed)
 
 
-def _configure_handle(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=_load_handle)
-
-
-def _configure_plan(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=_load_plan)
+def _take_no_options(verb: Callable[[Settings, Log], int]) -> Callable[[argparse.ArgumentParser], None]:
+    return lambda parser: parser.set_defaults(verb=lambda _: verb)
 
 
 def _configure_apply(parser: argparse.ArgumentParser) -> None:
@@ -222,13 +220,15 @@ def _configure_apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-reload", action="store_true", help="write haproxy.cfg only; do not change the running HAProxy"
     )
-    parser.set_defaults(verb=_load_apply)
+    parser.set_defaults(
+        verb=lambda found: plan_apply_sync.apply(found.force, found.adopt, found.yes, not found.no_reload)
+    )
 
 
 def _configure_sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the diff, change nothing")
     parser.add_argument("--force", action="store_true", help="remove unlisted nodes now, apply blocked removals")
-    parser.set_defaults(verb=_load_sync)
+    parser.set_defaults(verb=lambda found: plan_apply_sync.sync(found.dry_run, found.force))
 
 
 def _configure_pause(parser: argparse.ArgumentParser) -> None:
@@ -238,18 +238,20 @@ def _configure_pause(parser: argparse.ArgumentParser) -> None:
     words = "return when no session is open on any load balancer; after TIME at the latest, with exit 1"
     parser.add_argument("--wait", nargs="?", const=True, default=False, metavar="TIME", help=words)
     parser.add_argument("--force", action="store_true", help="also pause the last serving node of a service")
-    parser.set_defaults(verb=_load_pause)
+    parser.set_defaults(
+        verb=lambda found: pause.pause(found.nodes, found.lasting, found.reason, wait=found.wait, force=found.force)
+    )
 
 
 def _configure_resume(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
-    parser.set_defaults(verb=_load_resume)
+    parser.set_defaults(verb=lambda found: pause.resume(found.nodes))
 
 
 def _configure_forget(parser: argparse.ArgumentParser) -> None:
     _add_nodes(parser)
     parser.add_argument("--force", action="store_true", help="also remove a live node")
-    parser.set_defaults(verb=_load_forget)
+    parser.set_defaults(verb=lambda found: pause.forget(found.nodes, force=found.force))
 
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
@@ -259,22 +261,18 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
 def _configure_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     parser.add_argument("--watch", action="store_true", help="repeat every two seconds until Ctrl-C")
-    parser.set_defaults(verb=_load_status)
+    parser.set_defaults(verb=lambda found: status.status(found.json, found.watch))
 
 
 def _configure_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="template (default: haproxy.cfg; - is stdin)")
-    parser.set_defaults(verb=_load_render)
+    parser.set_defaults(verb=lambda found: render(found.file))
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     parser.add_argument("--quiet", action="store_true", help="print only warnings and errors")
-    parser.set_defaults(verb=_load_check)
-
-
-def _configure_watch(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(verb=_load_watch)
+    parser.set_defaults(verb=lambda found: check(found.json, found.quiet))
 
 
 def _configure_web(parser: argparse.ArgumentParser) -> None:
@@ -288,74 +286,6 @@ def _configure_web(parser: argparse.ArgumentParser) -> None:
         "--prefix", metavar="PATH", default="", help="path of the page behind a proxy, such as /lbagent"
     )
     parser.add_argument("--peer", metavar="URL", action="append", help="page of the other load balancer; repeatable")
-    parser.set_defaults(verb=_load_web)
-
-
-def _load_handle(_: argparse.Namespace) -> Verb:
-    from lbagent.commands.handle import handle  # noqa: PLC0415  # only the command that runs is imported: all of them take 0.2 s
-
-    return handle
-
-
-def _load_plan(_: argparse.Namespace) -> Verb:
-    from lbagent.commands.plan_apply_sync import plan  # noqa: PLC0415  # as above
-
-    return plan
-
-
-def _load_apply(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.plan_apply_sync import apply  # noqa: PLC0415  # as above
-
-    return apply(found.force, found.adopt, found.yes, not found.no_reload)
-
-
-def _load_sync(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.plan_apply_sync import sync  # noqa: PLC0415  # as above
-
-    return sync(found.dry_run, found.force)
-
-
-def _load_render(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.render import render  # noqa: PLC0415  # as above
-
-    return render(found.file)
-
-
-def _load_pause(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.pause import pause  # noqa: PLC0415  # as above
-
-    return pause(found.nodes, found.lasting, found.reason, wait=found.wait, force=found.force)
-
-
-def _load_resume(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.pause import resume  # noqa: PLC0415  # as above
-
-    return resume(found.nodes)
-
-
-def _load_forget(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.pause import forget  # noqa: PLC0415  # as above
-
-    return forget(found.nodes, force=found.force)
-
-
-def _load_status(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.status import status  # noqa: PLC0415  # as above
-
-    return status(found.json, found.watch)
-
-
-def _load_check(found: argparse.Namespace) -> Verb:
-    from lbagent.commands.check import check  # noqa: PLC0415  # as above
-
-    return check(found.json, found.quiet)
-
-
-def _load_watch(_: argparse.Namespace) -> Verb:
-    from lbagent.daemon.daemon import watch  # noqa: PLC0415  # as above
-
-    return watch
-
-
-def _load_web(found: argparse.Namespace) -> Verb:
-    return web(found.listen, found.host or (), found.users, found.prefix, found.peer or ())
+    parser.set_defaults(
+        verb=lambda found: web(found.listen, found.host or (), found.users, found.prefix, found.peer or ())
+    )

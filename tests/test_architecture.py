@@ -162,12 +162,6 @@ def test_a_run_imports_no_yaml_parser_and_no_argument_parser(files: LoadBalancer
     assert len(files.managed) == 2
 
 
-def test_a_command_does_not_import_the_libraries_of_the_others(files: LoadBalancerFiles) -> None:
-    modules = list_loaded_modules(files, "apply", "--no-reload")
-
-    assert {"rich", "watchdog", "tenacity", "yaml", "lbagent.daemon.daemon", "lbagent.checks.run"} & modules == set()
-
-
 def test_an_edited_roles_yml_is_read_as_yaml_once(files: LoadBalancerFiles) -> None:
     files.roles.write_text(f"{files.roles.read_text()}# edited\n")
 

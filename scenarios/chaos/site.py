@@ -451,7 +451,7 @@ class Site:
 
 @contextlib.contextmanager
 def _more_neighbours() -> Iterator[None]:
-    """Raise the kernel's limits for neighbours, which all machines of this host share, until the end of the block."""
+    """Raise the limits for neighbours, which all machines of this host share, until the end; SIGKILL leaves them."""
     files = [Path(f"/proc/sys/net/ipv4/neigh/default/gc_thresh{number}") for number in (3, 2, 1)]
     before = {file: int(file.read_text()) for file in files}
     for file in files:

@@ -118,6 +118,7 @@ def test_ended_pauses_stay_ended_when_serf_replays_them(version: str) -> None:
             exchange_pauses(two, one)
             wait_for_requests(asked, other)
 
+        print(f"{COUNT} nodes; requests since the replays: {len(asked.answers)} to lb01, {len(other.answers)} to lb02")
         assert (other.find_gaps(), asked.find_gaps()) == (set(), set())
         assert list_servers(two.lb) == list_servers(lb) == [node.name for node in nodes]
 

@@ -172,7 +172,9 @@ def test_adopting_keeps_a_backup_line_below_the_marker(lb: LoadBalancer) -> None
         assert [one.returncode for one in again] == [0, 0, 0]
         assert lb.text == expected
 
-        assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
+        paused = lb.send_query("pause", "web01", 1).stdout
+        assert paused.endswith(b": in listen lb-iis: HAProxy's server spare has its address, pauses do not affect it\n")
+        assert haproxy.find_serving() == {"spare"}
         assert lb.send_query("resume", "web01", 2).stdout.startswith(b"done")
         assert lb.text == expected
         assert haproxy.find_serving() == {"web01", "spare"}

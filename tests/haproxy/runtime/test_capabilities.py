@@ -214,3 +214,8 @@ def test_where_checks_connect_to(keywords: dict[str, str], expected: tuple[str, 
 )
 def test_times_have_the_units_of_haproxy(text: str, seconds: float) -> None:
     assert parse_time(text) == pytest.approx(seconds)
+
+
+def test_the_last_word_on_tls_of_checks_wins() -> None:
+    assert resolve_keywords(["no-check-ssl", "check-ssl"], table("2.6")) == {"check-ssl": ""}
+    assert resolve_keywords(["check-ssl", "no-check-ssl"], table("2.6")) == {"no-check-ssl": ""}

@@ -165,3 +165,23 @@ def test_a_count_has_at_most_nineteen_digits() -> None:
 
 def test_a_server_has_no_statistics_until_they_are_known() -> None:
     assert ServerStats(None, None, None) == state.NO_STATS
+
+
+def test_the_last_column_needs_no_comma() -> None:
+    answer = "# pxname,svname,scur,status,type\na,web01,0,UP,2\na,FRONTEND,0,OPEN,0\n"
+
+    assert state.parse_stats(answer) == {("a", "web01"): ServerStats("UP", 0)}
+
+
+def test_unexpected_statistics_are_quoted_in_part() -> None:
+    with pytest.raises(ValueError, match=r"^answered `show stat` with 'x{60}'$"):
+        state.parse_stats("x" * 61)
+
+
+def test_statistics_with_an_address_have_one() -> None:
+    head = "# pxname,svname,scur,status,type,addr,\n"
+
+    assert state.parse_stats(f"{head}a,web01,0,UP,2,10.0.0.1:80,\na,web02,0,UP,2,,\n") == {
+        ("a", "web01"): ServerStats("UP", 0, None, "10.0.0.1:80"),
+        ("a", "web02"): ServerStats("UP", 0),
+    }
