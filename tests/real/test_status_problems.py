@@ -188,10 +188,10 @@ def test_the_servers_of_a_proxy_that_a_variable_names_have_their_state() -> None
     named = CONFIG.replace("global\n", "global\n    presetenv NAME lb-iis\n").replace(
         "listen lb-iis", 'listen "${{NAME}}"'
     )
-    with LoadBalancer(named) as lb, Haproxy(lb):
+    # Not paused: HAProxy 3.0 and later may have deleted the server of a paused node.
+    with LoadBalancer(named) as lb, Haproxy(lb), Backend("web01", "127.0.0.11", lb.port):
         lb.join(member_line("web01", "127.0.0.11"))
-        lb.send_query("pause", "web01", 1)
-        wait_until(lambda: list_server_states(lb) == [("lb-iis", "web01", "MAINT")])
+        wait_until(lambda: list_server_states(lb) == [("lb-iis", "web01", "UP")])
 
 
 def list_server_states(lb: LoadBalancer) -> list[tuple[str, str | None, str | None]]:
