@@ -45,6 +45,9 @@ def site() -> Iterator[Site]:
 
 def test_the_specification_describes_what_real_daemons_publish(site: Site) -> None:
     specification = json.loads((Path(lbagent.web.__path__[0]) / "openapi.json").read_text())
+    wait_until(
+        lambda: site.page.get("/api/status").status == 200
+    )  # the daemon publishes its status after its first run
 
     for name, path in (("LoadBalancerStatus", "/api/status"), ("NodeDetails", "/api/nodes/web01")):
         schema = {"$ref": f"#/components/schemas/{name}", "components": specification["components"]}
