@@ -275,7 +275,7 @@ def wrong(kind: str) -> dict[str, Any]:
     return {"wrong": [{"kind": kind, "what": "something", "since": None}]}
 
 
-LATE = {"at": int(time.time()) - 1000, "failing": None, "words": ""}
+NO_SYNC: dict[str, object] = {"at": None, "failing": None, "words": ""}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ LATE = {"at": int(time.time()) - 1000, "failing": None, "words": ""}
         (wrong("of another version"), "of another version: something"),
         ({"confirmed": False}, "haproxy: has not confirmed the current haproxy.cfg"),
         ({"digest": None, "confirmed": None}, "haproxy: haproxy.cfg cannot be read"),
-        ({"sync": {**LATE, "at": None}}, "sync: has not succeeded yet"),
+        ({"sync": NO_SYNC}, "sync: has not succeeded yet"),
         (wrong("quarantine"), ""),
         (wrong("service"), ""),
         (wrong("peer"), ""),
@@ -310,7 +310,8 @@ def test_healthz_is_200_only_where_events_take_effect(
 
 
 def test_an_old_sync_is_not_healthy(daemon: Publisher, web: WebPage) -> None:
-    daemon.content = document(status=status(node("web01"), sync=LATE))
+    long_ago = int(time.time()) - 1000
+    daemon.content = document(status=status(node("web01"), sync={**NO_SYNC, "at": long_ago}))
 
     health = web.get("/healthz")
 
