@@ -331,7 +331,7 @@ OPERATOR = "in listen lb-iis: HAProxy's server op has its address, pauses do not
         ('"${WHERE}:PORT"', ROLES),
         ('"$WHERE":PORT', OFF),
         ('"${LATER}:PORT"', ROLES),
-        ("localhost:PORT", ROLES),
+        ("ipv4@localhost:PORT", ROLES),
         ("ipv4@127.0.0.11:PORT", ROLES),
     ],
 )
@@ -352,7 +352,7 @@ def test_a_pause_is_not_done_while_an_operators_server_has_the_address(
             again = lb.send_query("pause", "web1", 2).stdout.decode()
 
             assert haproxy.find_answering(4) == {"web1"}
-            if address.startswith(("ipv4", '"${LATER}')):  # the text shows it
+            if "127.0.0.11" in address or "LATER" in address:  # the text shows it
                 assert paused.endswith("an operator's line has its name or address, pauses do not affect it\n")
             else:
                 assert {paused, again} == {f"not applied yet: web1: {OPERATOR}"}

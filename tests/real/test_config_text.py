@@ -196,10 +196,12 @@ def test_a_condition_on_version_features_or_environment_costs_no_reload(
 
 def test_the_condition_of_a_program_that_was_replaced_since_is_left_to_a_reload(lb: LoadBalancer) -> None:
     """The running HAProxy decides what it has read, and not the program that replaced its own."""
+    other = next((one for one in binaries().values() if deletes_servers(one) is not deletes_servers(lb.binary)), None)
+    if other is None:
+        pytest.skip("no HAProxy before and after 3.0 here")
     condition = ".if version_atleast(3.0)\n    server new 127.0.0.21:1\n.else\n"
     write_config(lb, CONFIG.replace(MARKER, f"{condition}{MARKER}.endif\n"))
     with Haproxy(lb) as haproxy:
-        other = next(one for one in binaries().values() if deletes_servers(one) is not deletes_servers(lb.binary))
         lb.use_haproxy(other)
 
         done = lb.join(WEB01)
