@@ -35,6 +35,7 @@ class Daemon(subprocess.Popen[bytes]):
 def run_watch(lb: LoadBalancer, **env: str) -> Iterator[Daemon]:
     """Run `lbagent watch`; yields its process after its first round. It has no notices if `env` has NOTIFY_SOCKET."""
     path = lb.folder / "rounds.sock"
+    path.unlink(missing_ok=True)  # of a daemon before
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(path))
         process = Daemon(
