@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
 import subprocess
@@ -31,11 +32,13 @@ class Daemon(subprocess.Popen[bytes]):
         return sum(one.startswith(b"READY=1\n") for one in self.notices)
 
 
+_NUMBERS = itertools.count()
+
+
 @contextlib.contextmanager
 def run_watch(lb: LoadBalancer, **env: str) -> Iterator[Daemon]:
     """Run `lbagent watch`; yields its process after its first round. It has no notices if `env` has NOTIFY_SOCKET."""
-    path = lb.folder / "rounds.sock"
-    path.unlink(missing_ok=True)  # of a daemon before
+    path = lb.folder / f"rounds-{next(_NUMBERS)}.sock"  # a daemon that was killed keeps its own until its block ends
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(path))
         process = Daemon(
