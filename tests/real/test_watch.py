@@ -363,12 +363,12 @@ def test_a_burst_takes_one_reload_per_interval_and_is_applied_completely() -> No
         wait_until(lambda: len(lb.managed) == 20 and lb.idle)
         before, started = haproxy.reloads()[0], time.monotonic()
 
-        for number in range(120):
+        for number in range(110):  # at the end, ten nodes are paused
             verb = ("pause", "resume")[number // 20 % 2]
             assert lb.send_command(verb, f"web{number % 20 + 1:02}", number + 1).returncode == 0
         took = time.monotonic() - started
-        wait_until(lambda: not any(line.startswith("#") for line in lb.managed) and lb.idle)
-        wait_until(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 21)})
+        wait_until(lambda: sum(line.startswith("#") for line in lb.managed) == 10 and lb.idle)
+        wait_until(lambda: haproxy.servers().keys() == {f"web{number:02}" for number in range(1, 11)})
 
         wait_until(lambda: (lb.served() or {})["digest"] == compute_digest(lb))
         assert 1 <= haproxy.reloads()[0] - before <= took / 2 + 2
