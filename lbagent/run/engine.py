@@ -64,7 +64,7 @@ class Engine:
         self.answers: Mapping[str, str] = {}
         """Answers to queries by record id, as in `UpdateResult`."""
         self.foreign_queries: Mapping[str, Command] = {}
-        """Queries stored by users who may not apply them, by the ids of their records."""
+        """Stored queries of users without permission to apply them, by record id."""
         self.newest_event_at: int | None = None
         """Epoch seconds at which the newest applied event arrived."""
 
@@ -306,7 +306,7 @@ class Batch:
         for warning in warnings:
             log.warning(warning)
         self.foreign_queries = _select_foreign_queries(records, self.by_name)
-        """Queries stored by users who may not apply them, by the ids of their records."""
+        """Stored queries of users without permission to apply them, by record id."""
 
     @property
     def events(self) -> list[ParsedEvent]:
@@ -337,7 +337,7 @@ def peek_events(spool: Spool) -> list[ParsedEvent]:
 
 
 def peek_queries(spool: Spool) -> dict[str, Command]:
-    """Return the queries stored by users who may not apply them, by the ids of their records.
+    """Return the stored queries of users without permission to apply them, by record id.
 
     The spool is not changed.
     """

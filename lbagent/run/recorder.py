@@ -60,7 +60,7 @@ class Recorder:
         self.roles: Roles | None = None
         self.causes: tuple[str, ...] = ()
         self.foreign_queries: Mapping[str, Command] = {}
-        """Queries stored by users who may not apply them, by the ids of their records."""
+        """Stored queries of users without permission to apply them, by record id."""
         self.answers: Mapping[str, str] = {}
         """Answers from the update of membership, by record id."""
         self.newest_event_at: int | None = None

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Callable
 
 from scenarios.chaos.model import Node as NodeModel
 from scenarios.chaos.site import render_roles
-from scenarios.chaos.storm import Registry, Storm
+from scenarios.chaos.storm import Registry, Storm, Unfit
 from tests.helpers.real_programs import wait_until
 
 action = Registry()
 
 
 @action("join", 4)
-def join(storm: Storm) -> str | None:
+def join(storm: Storm) -> str:
     """A node that is not in the cluster joins."""
     one = storm.choose_node(lambda node: node.agent == "left" and node.backend)
-    if one is None:
-        return None
     one.busy, one.agent = True, "alive"
     storm.node(one).serf.start()
     return one.name
 
 
 @action("leave", 3)
-def leave(storm: Storm) -> str | None:
+def leave(storm: Storm) -> str:
     """A node leaves; its web server runs on."""
     one = storm.choose_node(lambda node: node.agent == "alive" and storm.can_spare(node))
-    if one is None:
-        return None
     one.busy, one.agent = True, "left"
     storm.start_command(storm.node(one), "serf", "leave")
     return one.name
 
 
 @action("reboot", 2)
-def reboot(storm: Storm) -> str | None:
+def reboot(storm: Storm) -> str:
     """A node shuts down and boots: its web server stops when no load balancer sends it requests any more."""
     if +storm.disturbed:
-        return None
+        raise Unfit
     one = storm.choose_node(lambda node: node.agent == "alive" and node.backend and storm.can_spare(node))
-    if one is None:
-        return None
     one.busy, one.agent = True, "left"
     node = storm.node(one)
     storm.start_command(node, "serf", "leave")
@@ -69,16 +65,14 @@ def _find_serving(storm: Storm, name: str) -> list[str]:
     ]
 
 
-def _choose_pausable(storm: Storm) -> NodeModel | None:
+def _choose_pausable(storm: Storm) -> NodeModel:
     return storm.choose_node(lambda node: node.is_known and not node.is_out and storm.can_spare(node))
 
 
 @action("pause by user event", 2)
-def pause_by_event(storm: Storm) -> str | None:
+def pause_by_event(storm: Storm) -> str:
     """A node sends the user event `pause`."""
     one = _choose_pausable(storm)
-    if one is None:
-        return None
     sender = storm.choose_other_node(one)
     storm.start_command(sender, "serf", "event", "-coalesce=false", "pause", one.name)
     one.busy = one.paused = True
@@ -86,11 +80,9 @@ def pause_by_event(storm: Storm) -> str | None:
 
 
 @action("resume by user event", 2)
-def resume_by_event(storm: Storm) -> str | None:
+def resume_by_event(storm: Storm) -> str:
     """A node sends the user event `resume`."""
     one = storm.choose_node(lambda node: node.is_known and node.paused)
-    if one is None:
-        return None
     sender = storm.choose_other_node(one)
     storm.end_promises(one)
     storm.start_command(sender, "serf", "event", "-coalesce=false", "resume", one.name)
@@ -99,28 +91,20 @@ def resume_by_event(storm: Storm) -> str | None:
 
 
 @action("lbagent pause", 2)
-def pause_on_balancer(storm: Storm) -> str | None:
+def pause_on_balancer(storm: Storm) -> str:
     """An operator pauses a node on a load balancer."""
     one = _choose_pausable(storm)
-    if one is None:
-        return None
     balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
-    if balancer is None:
-        return None
     storm.start_pause(one, balancer, "lbagent", "pause", one.name, "--reason", "chaos")
     one.busy = one.paused = True
     return f"{one.name} on {balancer.name}"
 
 
 @action("lbagent resume", 2)
-def resume_on_balancer(storm: Storm) -> str | None:
+def resume_on_balancer(storm: Storm) -> str:
     """An operator resumes a node on a load balancer."""
     one = storm.choose_node(lambda node: node.is_known and node.paused)
-    if one is None:
-        return None
     balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
-    if balancer is None:
-        return None
     storm.end_promises(one)
     storm.start_command(balancer, "lbagent", "resume", one.name)
     one.busy, one.paused = True, False
@@ -131,32 +115,26 @@ RELOAD = ["sh", "-c", "kill -USR2 $(cat /run/haproxy.pid)"]
 
 
 @action("reload by hand", 1)
-def reload_by_hand(storm: Storm) -> str | None:
+def reload_by_hand(storm: Storm) -> str:
     """An operator reloads HAProxy."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.haproxy))
-    if balancer is None:
-        return None
     storm.start_command(balancer, *RELOAD)
     return balancer.name
 
 
 @action("pause by tag", 2)
-def pause_by_tag(storm: Storm) -> str | None:
+def pause_by_tag(storm: Storm) -> str:
     """A node sets its tag `lbagent=paused`."""
     one = storm.choose_node(lambda node: node.agent == "alive" and not node.is_out and storm.can_spare(node))
-    if one is None:
-        return None
     storm.start_command(storm.node(one), "serf", "tags", "-set", "lbagent=paused")
     one.busy = one.tagged = True
     return one.name
 
 
 @action("resume by tag", 2)
-def resume_by_tag(storm: Storm) -> str | None:
+def resume_by_tag(storm: Storm) -> str:
     """A node deletes its tag `lbagent=paused`."""
     one = storm.choose_node(lambda node: node.agent == "alive" and node.tagged)
-    if one is None:
-        return None
     storm.end_promises(one)
     storm.start_command(storm.node(one), "serf", "tags", "-delete", "lbagent")
     one.busy, one.tagged = True, False
@@ -168,11 +146,9 @@ QUERY = ["serf", "query", "-relay-factor", "2", "-tag", "role=lb", "-timeout", "
 
 
 @action("pause.bat", 2)
-def pause_by_script(storm: Storm) -> str | None:
+def pause_by_script(storm: Storm) -> str:
     """A node does what pause.bat does: it sets its tag and asks the load balancers."""
     one = storm.choose_node(lambda node: node.agent == "alive" and not node.is_out and storm.can_spare(node))
-    if one is None:
-        return None
     query = " ".join([*QUERY, "pause", f"'{one.name} reason=patches '"])
     storm.start_pause(one, storm.node(one), "sh", "-c", f"serf tags -set lbagent=paused; {query}")
     one.busy = one.tagged = one.paused = True
@@ -180,11 +156,9 @@ def pause_by_script(storm: Storm) -> str | None:
 
 
 @action("resume.bat", 2)
-def resume_by_script(storm: Storm) -> str | None:
+def resume_by_script(storm: Storm) -> str:
     """A node does what resume.bat does: it deletes its tag and asks the load balancers."""
     one = storm.choose_node(lambda node: node.agent == "alive" and node.tagged)
-    if one is None:
-        return None
     query = " ".join([*QUERY, "resume", one.name])
     storm.end_promises(one)
     storm.start_command(storm.node(one), "sh", "-c", f"serf tags -delete lbagent; {query}")
@@ -193,11 +167,9 @@ def resume_by_script(storm: Storm) -> str | None:
 
 
 @action("pause that ends by itself", 1)
-def pause_for_a_while(storm: Storm) -> str | None:
+def pause_for_a_while(storm: Storm) -> str:
     """A node sends a pause with an end a few seconds ahead."""
     one = _choose_pausable(storm)
-    if one is None:
-        return None
     sender = storm.choose_other_node(one)
     payload = f"{one.name} until={int(time.time()) + storm.dice.randint(5, 30)}"
     storm.start_command(sender, "serf", "event", "-coalesce=false", "pause", payload)
@@ -206,14 +178,12 @@ def pause_for_a_while(storm: Storm) -> str | None:
 
 
 @action("role changed", 2)
-def change_role(storm: Storm) -> str | None:
+def change_role(storm: Storm) -> str:
     """A node gets another role, or gets its first one back."""
     away = [one for one in storm.model.nodes.values() if one.role != one.home]
     one = storm.choose_node(
         lambda node: node.agent == "alive" and storm.can_spare(node) and (len(away) < 4 or node in away)
     )
-    if one is None:
-        return None
     role = one.home if one in away else storm.dice.choice([*sorted({*storm.model.services, "idle"} - {one.home})])
     storm.start_command(storm.node(one), "serf", "tags", "-set", f"role={role}")
     words = f"{one.name}: {one.role} becomes {role}"
@@ -222,13 +192,13 @@ def change_role(storm: Storm) -> str | None:
 
 
 @action("addresses swapped", 1)
-def swap_addresses(storm: Storm) -> str | None:
+def swap_addresses(storm: Storm) -> str:
     """Two nodes that have left, in an earlier minute, exchange their addresses; they join later."""
     if +storm.disturbed:
-        return None
+        raise Unfit
     one, two = storm.choose_node(_has_left), storm.choose_node(_has_left)
-    if one is None or two is None or one is two:
-        return None
+    if one is two:
+        raise Unfit
     one.address, two.address = two.address, one.address
     one.busy = two.busy = True
     storm.node(one).drop_network()
@@ -241,11 +211,9 @@ def _has_left(node: NodeModel) -> bool:
     return node.agent == "left" and node.backend
 
 
-def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
+def _order(storm: Storm, one: NodeModel, verb: str) -> str:
     """Send a command from the web page. While daemon or page start, nothing is sent."""
     balancer = storm.choose_balancer(lambda balancer: not storm.disturbed[balancer.name] and not storm.cuts)
-    if balancer is None or one is None:
-        return None
     if why := balancer.send_order(one.name, verb):
         if not why.startswith(("400: ", "ConnectionRefusedError")):
             storm.wrong.append(f"web page of {balancer.name}: {verb} {one.name}: {why}")
@@ -255,17 +223,16 @@ def _order(storm: Storm, one: NodeModel | None, verb: str) -> str | None:
 
 
 @action("pause on the web page", 1.5)
-def pause_on_page(storm: Storm) -> str | None:
+def pause_on_page(storm: Storm) -> str:
     """A user pauses a node on the web page."""
     return _order(storm, _choose_pausable(storm), "pause")
 
 
 @action("resume on the web page", 1.5)
-def resume_on_page(storm: Storm) -> str | None:
+def resume_on_page(storm: Storm) -> str:
     """A user resumes a node on the web page."""
     one = storm.choose_node(lambda node: node.is_known and node.paused)
-    if one:
-        storm.end_promises(one)
+    storm.end_promises(one)
     return _order(storm, one, "resume")
 
 
@@ -276,10 +243,10 @@ COMMENT = "# edited by the operator:"
 
 
 @action("haproxy.cfg edited", 1.5)
-def edit_config(storm: Storm) -> str | None:
+def edit_config(storm: Storm) -> str:
     """An operator edits haproxy.cfg on both load balancers, and may reload HAProxy."""
     if storm.broken or storm.is_full("/etc/haproxy"):
-        return None
+        raise Unfit
     number, in_place = storm.dice.randint(1, 999), storm.dice.random() < 0.5
     seconds, reloads = storm.dice.randint(25, 35), storm.dice.random() < 0.5
 
@@ -300,11 +267,11 @@ BROKEN = "    timeout bogus 1s # a mistake of the operator\n"
 
 
 @action("haproxy.cfg broken", 1)
-def break_config(storm: Storm) -> str | None:
+def break_config(storm: Storm) -> str:
     """An operator makes a mistake in haproxy.cfg of one load balancer, and fixes it later."""
     balancer = storm.choose_balancer()
-    if balancer is None or storm.broken or storm.is_full("/etc/haproxy") or storm.disturbed[balancer.name]:
-        return None
+    if storm.broken or storm.is_full("/etc/haproxy") or storm.disturbed[balancer.name]:
+        raise Unfit
     in_place, reloads = storm.dice.random() < 0.5, storm.dice.random() < 0.3
     storm.broken.add(balancer.name)
     storm.disturb(balancer, deaf=False)
@@ -326,10 +293,10 @@ def break_config(storm: Storm) -> str | None:
 
 
 @action("roles.yml edited", 1)
-def edit_roles(storm: Storm) -> str | None:
+def edit_roles(storm: Storm) -> str:
     """An operator adds or removes a role, or changes an interval, on both load balancers."""
     if "roles" in storm.broken:
-        return None
+        raise Unfit
     model = storm.model
     if storm.dice.random() < 0.5:
         if "idle" in model.services:
@@ -345,11 +312,11 @@ def edit_roles(storm: Storm) -> str | None:
 
 
 @action("roles.yml broken", 1)
-def break_roles(storm: Storm) -> str | None:
+def break_roles(storm: Storm) -> str:
     """An operator makes a mistake in roles.yml of one load balancer, and fixes it later."""
     balancer = storm.choose_balancer()
-    if balancer is None or "roles" in storm.broken:
-        return None
+    if "roles" in storm.broken:
+        raise Unfit
     storm.broken.add("roles")
     storm.disturb(balancer, deaf=False)
     balancer.edit("lbagent/roles.yml", lambda text: text.replace("services:", "servces:"), in_place=False)
@@ -366,12 +333,19 @@ def break_roles(storm: Storm) -> str | None:
 # Many changes at once, and changes of one node in a row
 
 
+def _repeat(work: Callable[[], str], most: int) -> list[str]:
+    """Do this `most` times, or until it does not fit any more; return what it returned. Raises Unfit for nothing."""
+    done = [work()]
+    with contextlib.suppress(Unfit):
+        while len(done) < most:
+            done.append(work())
+    return done
+
+
 @action("pauses and resumes in a row", 1.5)
-def flap_pauses(storm: Storm) -> str | None:
+def flap_pauses(storm: Storm) -> str:
     """A node sends several pauses and resumes of another one; the last one counts."""
     one = storm.choose_node(lambda node: node.is_known and not node.tagged and (node.is_out or storm.can_spare(node)))
-    if one is None:
-        return None
     sender, verbs = storm.choose_other_node(one), storm.dice.choices(["pause", "resume"], k=storm.dice.randint(2, 6))
     kind = storm.dice.choice(["event -coalesce=false", "query -no-ack -timeout 1s -relay-factor 2 -tag role=lb"])
     storm.end_promises(one)
@@ -381,11 +355,9 @@ def flap_pauses(storm: Storm) -> str | None:
 
 
 @action("leave and join in a row", 1.5)
-def flap_agent(storm: Storm) -> str | None:
+def flap_agent(storm: Storm) -> str:
     """An agent leaves and joins again at once; its web server runs on."""
     one = storm.choose_node(lambda node: node.agent == "alive" and storm.can_spare(node))
-    if one is None:
-        return None
     one.busy = True
     storm.node(one).serf.stop()
     storm.node(one).serf.start()
@@ -393,45 +365,39 @@ def flap_agent(storm: Storm) -> str | None:
 
 
 @action("many leave", 0.5)
-def leave_together(storm: Storm) -> str | None:
+def leave_together(storm: Storm) -> str:
     """Up to ten nodes leave at once."""
-    names = [name for _ in range(storm.dice.randint(3, 10)) if (name := leave(storm))]
-    return " ".join(names) if names else None
+    return " ".join(_repeat(lambda: leave(storm), storm.dice.randint(3, 10)))
 
 
 @action("many join", 0.7)
-def join_together(storm: Storm) -> str | None:
+def join_together(storm: Storm) -> str:
     """All nodes that are not in the cluster join at once."""
-    names = []
-    while name := join(storm):
-        names.append(name)
-    return " ".join(names) if names else None
+    return " ".join(_repeat(lambda: join(storm), len(storm.model.nodes)))
 
 
 @action("lbagent pause of many", 0.7)
-def pause_many(storm: Storm) -> str | None:
+def pause_many(storm: Storm) -> str:
     """An operator pauses several nodes with one command."""
     balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
-    if balancer is None:
-        return None
-    chosen = []
-    for _ in range(storm.dice.randint(2, 6)):
-        if one := _choose_pausable(storm):
-            one.busy = one.paused = True
-            chosen.append(one.name)
-    if not chosen:
-        return None
+
+    def choose() -> str:
+        one = _choose_pausable(storm)
+        one.busy = one.paused = True
+        return one.name
+
+    chosen = _repeat(choose, storm.dice.randint(2, 6))
     storm.start_command(balancer, "lbagent", "pause", *chosen)
     return f"{' '.join(chosen)} on {balancer.name}"
 
 
 @action("lbagent resume of many", 0.7)
-def resume_many(storm: Storm) -> str | None:
+def resume_many(storm: Storm) -> str:
     """An operator resumes all paused nodes with one command."""
     chosen = [node for node in storm.model.nodes.values() if node.is_known and node.paused and not node.busy]
     balancer = storm.choose_balancer(lambda balancer: not storm.deaf[balancer.name])
-    if balancer is None or not chosen:
-        return None
+    if not chosen:
+        raise Unfit
     for one in chosen:
         storm.end_promises(one)
         one.busy, one.paused = True, False
@@ -456,11 +422,11 @@ GARBAGE = [
 
 
 @action("garbage sent", 1)
-def send_garbage(storm: Storm) -> str | None:
+def send_garbage(storm: Storm) -> str:
     """A node sends an event or a query that means nothing."""
     found = [node for node in storm.model.nodes.values() if node.agent == "alive" and not node.busy]
     if not found:
-        return None
+        raise Unfit
     sender, payload = storm.node(storm.dice.choice(found)), storm.dice.choice(GARBAGE)
     name = storm.dice.choice(["resume", "resume", "deploy", "lbagent-status", "lbagent-forget", "-x", "pa use"])
     kind = storm.dice.choice([["event", "-coalesce=false"], ["query", "-no-ack", "-timeout", "1s"]])

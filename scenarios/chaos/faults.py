@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from scenarios.chaos.site import DISKS, Balancer
-from scenarios.chaos.storm import Registry, Storm
+from scenarios.chaos.storm import Registry, Storm, Unfit
 
 action = Registry()
 
 
 @action("kill -9 of a web server", 2)
-def kill_backend(storm: Storm) -> str | None:
+def kill_backend(storm: Storm) -> str:
     """A web server is killed, and started again later."""
     one = storm.choose_node(lambda node: node.agent == "alive" and node.backend and storm.can_spare(node))
-    if one is None:
-        return None
     node, reason = storm.node(one), "web server killed"
     one.busy, one.backend = True, False
     storm.begin_fault(one.name, reason)
@@ -35,33 +33,27 @@ def kill_backend(storm: Storm) -> str | None:
 
 
 @action("kill -9 of an agent", 2)
-def kill_agent(storm: Storm) -> str | None:
+def kill_agent(storm: Storm) -> str:
     """A Serf agent is killed; the web server serves on. The agent is started again in another action."""
     one = storm.choose_node(lambda node: node.agent == "alive")
-    if one is None:
-        return None
     one.busy, one.agent = True, "dead"
     storm.node(one).serf.kill()
     return one.name
 
 
 @action("start of a killed agent", 2)
-def start_agent(storm: Storm) -> str | None:
+def start_agent(storm: Storm) -> str:
     """A killed agent is started."""
     one = storm.choose_node(lambda node: node.agent == "dead")
-    if one is None:
-        return None
     one.busy, one.agent = True, "alive"
     storm.node(one).serf.start()
     return one.name
 
 
 @action("freeze of a node", 2)
-def freeze(storm: Storm) -> str | None:
+def freeze(storm: Storm) -> str:
     """All processes of a node stop (SIGSTOP), and continue later."""
     one = storm.choose_node(lambda node: node.agent == "alive" and storm.can_spare(node))
-    if one is None:
-        return None
     node, reason = storm.node(one), "node frozen"
     one.busy = True
     storm.begin_fault(one.name, reason)
@@ -78,11 +70,9 @@ def freeze(storm: Storm) -> str | None:
 
 
 @action("freeze of an agent", 1)
-def freeze_agent(storm: Storm) -> str | None:
+def freeze_agent(storm: Storm) -> str:
     """A Serf agent stops, and continues later; the web server serves on."""
     one = storm.choose_node(lambda node: node.agent == "alive")
-    if one is None:
-        return None
     serf = storm.node(one).serf
     one.busy = True
     serf.freeze()
@@ -91,12 +81,12 @@ def freeze_agent(storm: Storm) -> str | None:
 
 
 @action("many nodes killed", 0.5)
-def kill_nodes(storm: Storm) -> str | None:
+def kill_nodes(storm: Storm) -> str:
     """Agent and web server of several nodes are killed at once; later they boot."""
     found = [node for node in storm.model.nodes.values() if not node.busy and node.agent == "alive" and node.backend]
     chosen = storm.dice.sample(found, min(len(found), storm.dice.randint(2, 7)))
     if not chosen or not storm.can_spare_all(chosen):
-        return None
+        raise Unfit
     reason = "node killed"
     for one in chosen:
         one.busy, one.agent, one.backend = True, "dead", False
@@ -120,11 +110,9 @@ def kill_nodes(storm: Storm) -> str | None:
 
 
 @action("HAProxy killed", 1)
-def kill_haproxy(storm: Storm) -> str | None:
+def kill_haproxy(storm: Storm) -> str:
     """Master and workers are killed; later they are started, as systemd does."""
     balancer = storm.choose_balancer(lambda one: one.name not in storm.broken and not storm.is_killed(one.haproxy))
-    if balancer is None:
-        return None
     reason = "HAProxy killed"
     storm.begin_fault(balancer.name, reason)
     storm.disturb(balancer, deaf=False)
@@ -141,20 +129,16 @@ def kill_haproxy(storm: Storm) -> str | None:
 
 
 @action("HAProxy frozen", 0.7)
-def freeze_haproxy(storm: Storm) -> str | None:
+def freeze_haproxy(storm: Storm) -> str:
     """HAProxy stops, and continues later."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.haproxy))
-    if balancer is None:
-        return None
     reason = "HAProxy frozen"
     storm.begin_fault(balancer.name, reason)
     storm.disturb(balancer, deaf=False)
-    storm.killed.add(balancer.haproxy)
-    balancer.haproxy.freeze()
+    storm.freeze(balancer.haproxy)
 
     def thaw() -> None:
-        balancer.haproxy.thaw()
-        storm.killed.remove(balancer.haproxy)
+        storm.thaw(balancer.haproxy)
         storm.settle(balancer, deaf=False)
         storm.end_fault(balancer.name, reason)
 
@@ -163,11 +147,9 @@ def freeze_haproxy(storm: Storm) -> str | None:
 
 
 @action("daemon killed", 2)
-def kill_daemon(storm: Storm) -> str | None:
+def kill_daemon(storm: Storm) -> str:
     """`lbagent watch` is killed, and started later."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.watch))
-    if balancer is None:
-        return None
     storm.disturb(balancer, deaf=False)
     storm.kill(balancer.watch)
 
@@ -180,18 +162,14 @@ def kill_daemon(storm: Storm) -> str | None:
 
 
 @action("daemon frozen", 1)
-def freeze_daemon(storm: Storm) -> str | None:
+def freeze_daemon(storm: Storm) -> str:
     """`lbagent watch` stops, and continues later."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.watch))
-    if balancer is None:
-        return None
     storm.disturb(balancer, deaf=False)
-    storm.killed.add(balancer.watch)
-    balancer.watch.freeze()
+    storm.freeze(balancer.watch)
 
     def thaw() -> None:
-        balancer.watch.thaw()
-        storm.killed.remove(balancer.watch)
+        storm.thaw(balancer.watch)
         storm.settle(balancer, deaf=False)
 
     storm.later(f"daemon of {balancer.name} frozen", thaw)
@@ -199,11 +177,9 @@ def freeze_daemon(storm: Storm) -> str | None:
 
 
 @action("agent of a load balancer killed", 1)
-def kill_balancer_agent(storm: Storm) -> str | None:
+def kill_balancer_agent(storm: Storm) -> str:
     """The Serf agent of a load balancer is killed, and started later."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.serf) and storm.may_be_deaf(one))
-    if balancer is None:
-        return None
     storm.disturb(balancer, deaf=True)
     storm.kill(balancer.serf)
 
@@ -217,11 +193,9 @@ def kill_balancer_agent(storm: Storm) -> str | None:
 
 
 @action("handlers killed", 1)
-def kill_handlers(storm: Storm) -> str | None:
+def kill_handlers(storm: Storm) -> str:
     """All handlers on a load balancer are killed; their events may be lost there."""
     balancer = storm.choose_balancer(storm.may_be_deaf)
-    if balancer is None:
-        return None
     storm.disturb(balancer, deaf=True)
     for pid in balancer.machine.list_processes("lbagent"):
         with contextlib.suppress(OSError):
@@ -232,13 +206,13 @@ def kill_handlers(storm: Storm) -> str | None:
 
 
 @action("load balancer rebooted", 0.7)
-def reboot_balancer(storm: Storm) -> str | None:
+def reboot_balancer(storm: Storm) -> str:
     """All programs of a load balancer are killed and its address is gone; later they are started."""
     return _reboot(storm, "load balancer rebooted", lambda _: None)
 
 
 @action("load balancer replaced", 0.5)
-def replace_balancer(storm: Storm) -> str | None:
+def replace_balancer(storm: Storm) -> str:
     """A load balancer starts anew, with the operator's haproxy.cfg, without any state of lbagent and Serf."""
 
     def clear(balancer: Balancer) -> None:
@@ -248,14 +222,12 @@ def replace_balancer(storm: Storm) -> str | None:
     return _reboot(storm, "load balancer replaced", clear)
 
 
-def _reboot(storm: Storm, reason: str, prepare: Callable[[Balancer], None]) -> str | None:
+def _reboot(storm: Storm, reason: str, prepare: Callable[[Balancer], None]) -> str:
     balancer = storm.choose_balancer(
         lambda one: (
             one.name not in storm.broken and storm.may_be_deaf(one) and not any(map(storm.is_killed, one.programs))
         )
     )
-    if balancer is None:
-        return None
     storm.begin_fault(balancer.name, reason)
     storm.disturb(balancer, deaf=True)
     for program in balancer.programs:
@@ -276,11 +248,11 @@ def _reboot(storm: Storm, reason: str, prepare: Callable[[Balancer], None]) -> s
 
 
 @action("address moved", 0.7)
-def stop_keepalived(storm: Storm) -> str | None:
+def stop_keepalived(storm: Storm) -> str:
     """The keepalived of one load balancer stops, and starts later; the address moves."""
     balancer = storm.choose_balancer(lambda one: not storm.is_killed(one.keepalived))
-    if balancer is None or any(storm.is_killed(one.keepalived) for one in storm.site.balancers.values()):
-        return None
+    if any(storm.is_killed(one.keepalived) for one in storm.site.balancers.values()):
+        raise Unfit
     reason = "address moved"
     storm.begin_fault(balancer.name, reason)
     storm.killed.add(balancer.keepalived)
@@ -298,12 +270,12 @@ def stop_keepalived(storm: Storm) -> str | None:
 
 
 @action("disk full", 1)
-def fill_disk(storm: Storm) -> str | None:
+def fill_disk(storm: Storm) -> str:
     """The state directory or the folder of haproxy.cfg of a load balancer is full for a while."""
     folder = storm.dice.choice(DISKS)
     balancer = storm.choose_balancer(storm.may_be_deaf)
-    if balancer is None or storm.is_full(folder) or storm.broken:
-        return None
+    if storm.is_full(folder) or storm.broken:
+        raise Unfit
     storm.disturb(balancer, deaf=True)
     storm.full.add(folder)
     balancer.fill_disk(folder)
@@ -318,21 +290,19 @@ def fill_disk(storm: Storm) -> str | None:
 
 
 @action("disk slow", 1)
-def slow_disk(storm: Storm) -> str | None:
+def slow_disk(storm: Storm) -> str:
     """Each write to the disk of a load balancer takes up to a second for a while."""
     return _use_shim(storm, "disk slow", 0, storm.dice.uniform(0.05, 0.7))
 
 
 @action("clock stepped", 1)
-def step_clock(storm: Storm) -> str | None:
+def step_clock(storm: Storm) -> str:
     """The clock of a load balancer jumps by up to twenty minutes, and back later."""
     return _use_shim(storm, "clock stepped", storm.dice.randint(-1200, 1200), 0)
 
 
-def _use_shim(storm: Storm, name: str, clock: int, disk: float) -> str | None:
+def _use_shim(storm: Storm, name: str, clock: int, disk: float) -> str:
     balancer = storm.choose_balancer(lambda one: one.name not in storm.shimmed)
-    if balancer is None:
-        return None
     storm.shimmed.add(balancer.name)
     balancer.set_shim(clock, disk)
 
@@ -352,13 +322,13 @@ VRRP = "ip protocol vrrp"
 
 
 @action("nodes cut off", 1.5)
-def cut_nodes(storm: Storm) -> str | None:
+def cut_nodes(storm: Storm) -> str:
     """Some nodes lose the whole network, or one direction of it."""
     found = [node for node in storm.model.nodes.values() if not node.busy and node.agent != "left"]
     chosen = storm.dice.sample(found, min(len(found), storm.dice.randint(1, 5)))
     chosen = [node for node in chosen if storm.can_spare(node)]
     if not chosen or storm.cuts or not storm.can_spare_all(chosen):
-        return None
+        raise Unfit
     reason, direction = "node cut off", storm.dice.choice(["both", "to", "from"])
     group = _set(node.address for node in chosen)
     rules = [f"ip saddr {group}"] * (direction != "to") + [f"ip daddr {group}"] * (direction != "from")
@@ -376,10 +346,10 @@ def cut_nodes(storm: Storm) -> str | None:
 
 
 @action("gossip cut", 1)
-def cut_gossip(storm: Storm) -> str | None:
+def cut_gossip(storm: Storm) -> str:
     """The Serf agents are split in two groups, in both directions or in one; requests go on."""
     if storm.cuts or +storm.deaf:
-        return None
+        raise Unfit
     names = sorted(storm.site.hosts)
     ours = storm.dice.sample(names, storm.dice.randint(1, len(names) - 1))
     one_way = storm.dice.random() < 0.4
@@ -404,10 +374,10 @@ def cut_gossip(storm: Storm) -> str | None:
 
 
 @action("load balancers cut from each other", 1)
-def cut_balancers(storm: Storm) -> str | None:
+def cut_balancers(storm: Storm) -> str:
     """The load balancers lose each other: gossip, VRRP, or everything, in both directions or in one."""
     if storm.cuts or +storm.deaf:
-        return None
+        raise Unfit
     what, one_way = storm.dice.choice([SERF, VRRP, ""]), storm.dice.random() < 0.4
     rules = [f"ip saddr 10.0.0.11 ip daddr 10.0.0.12 {what}"]
     rules += [] if one_way else [f"ip saddr 10.0.0.12 ip daddr 10.0.0.11 {what}"]
@@ -429,12 +399,12 @@ def cut_balancers(storm: Storm) -> str | None:
 
 
 @action("load balancer cut from nodes", 1)
-def cut_balancer(storm: Storm) -> str | None:
+def cut_balancer(storm: Storm) -> str:
     """A load balancer and some nodes lose each other, in both directions or in one; the other reaches all."""
     balancer = storm.choose_balancer(storm.may_be_deaf)
     found = [node for node in storm.model.nodes.values() if not node.busy]
-    if balancer is None or storm.cuts or not found:
-        return None
+    if storm.cuts or not found:
+        raise Unfit
     chosen = storm.dice.sample(found, storm.dice.randint(1, min(len(found), 12)))
     one_way, reason = storm.dice.random() < 0.4, "node cut from a load balancer"
     group = _set(node.address for node in chosen)
@@ -455,10 +425,10 @@ def cut_balancer(storm: Storm) -> str | None:
 
 
 @action("network loses packets", 1)
-def lose_packets(storm: Storm) -> str | None:
+def lose_packets(storm: Storm) -> str:
     """A tenth of the gossip is lost."""
     if storm.cuts:
-        return None
+        raise Unfit
     _cut(storm, "a tenth of the gossip lost", [f"{SERF} numgen random mod 10 < 1"], lambda: None)
     return "a tenth of the gossip"
 

@@ -6,6 +6,7 @@ are left. All choices come from one random generator and the model, so that a se
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import subprocess
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 from scenarios.chaos.model import Fault, Model
 from scenarios.chaos.model import Node as NodeModel
@@ -31,6 +32,13 @@ COMMAND_LIMIT = 90.0
 
 Check = Callable[[int, str], str]
 """Gets exit status and output of a command; returns what is wrong, or nothing."""
+
+
+Choice = TypeVar("Choice")
+
+
+class Unfit(Exception):
+    """An action does not fit the present state."""
 
 
 class Started(NamedTuple):
@@ -97,8 +105,8 @@ class Storm:
             self._run_undo(undo)
         for _ in range(100):
             action = self.dice.choices(self._actions, [one.weight for one in self._actions])[0]
-            words = action.work(self)
-            if words is not None:
+            with contextlib.suppress(Unfit):
+                words = action.work(self)
                 self.counts[action.name] += 1
                 self.note(f"{action.name}: {words}")
                 return
@@ -206,12 +214,9 @@ class Storm:
             return False
         return any(servers[node].state not in ("MAINT", "DRAIN") for servers in found.values() if node in servers)
 
-    def choose_node(self, fits: Callable[[NodeModel], bool]) -> NodeModel | None:
-        """Return a random node that fits and has not been changed since the last calm, or None."""
-        found = [node for node in self.model.nodes.values() if not node.busy and fits(node)]
-        if not found:
-            return None
-        return self.dice.choice(found)
+    def choose_node(self, fits: Callable[[NodeModel], bool]) -> NodeModel:
+        """Return a random node that fits and has not been changed since the last calm. Raises Unfit."""
+        return self._choose([node for node in self.model.nodes.values() if not node.busy and fits(node)])
 
     def can_spare(self, node: NodeModel) -> bool:
         """Return whether enough other nodes serve each service of this node."""
@@ -229,10 +234,14 @@ class Storm:
         """Return the machine of a node."""
         return self.site.nodes[one.name]
 
-    def choose_balancer(self, fits: Callable[[Balancer], bool] = lambda _: True) -> Balancer | None:
-        """Return a random load balancer that fits, or None."""
-        found = [one for _, one in sorted(self.site.balancers.items()) if fits(one)]
-        return self.dice.choice(found) if found else None
+    def choose_balancer(self, fits: Callable[[Balancer], bool] = lambda _: True) -> Balancer:
+        """Return a random load balancer that fits. Raises Unfit."""
+        return self._choose([one for _, one in sorted(self.site.balancers.items()) if fits(one)])
+
+    def _choose(self, found: Sequence[Choice]) -> Choice:
+        if not found:
+            raise Unfit
+        return self.dice.choice(found)
 
     def may_be_deaf(self, balancer: Balancer) -> bool:
         """Return whether the other load balancer gets every event, so that this one may miss some."""
@@ -250,6 +259,16 @@ class Storm:
     def start(self, program: Daemon) -> None:
         """Start a killed program."""
         program.start()
+        self.killed.remove(program)
+
+    def freeze(self, program: Daemon) -> None:
+        """Freeze a program until `thaw`."""
+        self.killed.add(program)
+        program.freeze()
+
+    def thaw(self, program: Daemon) -> None:
+        """Let a frozen program continue."""
+        program.thaw()
         self.killed.remove(program)
 
     def is_full(self, folder: str) -> bool:
@@ -285,14 +304,14 @@ def _find_answers(output: str) -> Iterator[tuple[str, str]]:
 
 
 class Action(NamedTuple):
-    """A kind of action. `work` returns what it has done, or None where it does not fit now."""
+    """A kind of action. `work` returns what it has done. It raises Unfit, with nothing done, where it does not fit."""
 
     name: str
     weight: float
-    work: Callable[[Storm], str | None]
+    work: Work
 
 
-Work = Callable[[Storm], str | None]
+Work = Callable[[Storm], str]
 
 
 class Registry:

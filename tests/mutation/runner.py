@@ -163,7 +163,7 @@ def fork(work: Callable[[], str], cpu: float) -> str:
 def _isolate(cpu: float) -> None:
     os.setpgid(0, 0)
     _silence()
-    if cpu < 10_000:  # more is no limit
+    if cpu < 10_000:  # a higher value means no limit
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 2))
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 

@@ -397,8 +397,9 @@ def set_up(scenario: Scenario, *, wakes: bool = False) -> Iterator[Bench]:
         yield bench
 
 
-def select(faults: list[list[tuple[Step, str]]]) -> Iterator[tuple[int, Step, str]]:
-    """Yield the faults to inject: the number of the change, in turns, step and fault."""
+def select(steps: list[list[Step]]) -> Iterator[tuple[int, Step, str]]:
+    """Yield the faults to inject: the number of the change, in turns, step and fault. `steps` are those by change."""
+    faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
     total = max(map(len, faults))
     for number in range(total) if ALL else range(total // SAMPLE // 2, total, total // SAMPLE):
         for change, found in enumerate(faults):
@@ -411,8 +412,7 @@ def select(faults: list[list[tuple[Step, str]]]) -> Iterator[tuple[int, Step, st
 def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
     with set_up(scenario) as bench:
         steps = bench.record()
-        faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
-        for change, step, fault in select(faults):
+        for change, step, fault in select(steps):
             bench.try_fault(scenario.changes[change], step, fault)
         bench.check_files_left()
         bench.report(steps)
@@ -439,7 +439,7 @@ class Daemon:
 
     def __init__(self, bench: Bench, stack: contextlib.ExitStack) -> None:
         """Start it."""
-        self._bench, self._stack, self._number = bench, stack, 0
+        self._bench, self._stack = bench, stack
         self.start()
 
     def start(self) -> None:
@@ -490,8 +490,7 @@ def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
         bench = stack.enter_context(set_up(WAKE, wakes=True))
         daemon = Daemon(bench, stack)
         steps = daemon.record()
-        faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
-        for change, step, fault in select(faults):
+        for change, step, fault in select(steps):
             daemon.try_fault(WAKE.changes[change], step, fault)
         bench.check_files_left()
         bench.report(steps)
