@@ -118,7 +118,8 @@ class Balancer(Host):
             name, address, [f"/etc/{one}" for one in own] + ["/var/lib/lbagent", "/var/lib/serf", "/var/log"], env
         )
         daemon = functools.partial(Daemon, self.machine, env=self.env)
-        master = ["-Ws", "-f", "/etc/haproxy/haproxy.cfg", "-p", "/run/haproxy.pid", "-S", "/run/haproxy-master.sock"]
+        # -W, as `-Ws` needs a HAProxy that was built with systemd; without its socket, both do the same.
+        master = ["-W", "-f", "/etc/haproxy/haproxy.cfg", "-p", "/run/haproxy.pid", "-S", "/run/haproxy-master.sock"]
         self.haproxy = daemon("haproxy", *master)
         self.rsyslog = daemon("rsyslogd", "-n", "-iNONE", "-f", "/etc/rsyslog.d/40-haproxy.conf")
         self.watch = daemon("lbagent", "watch")
