@@ -118,6 +118,7 @@ def _run_to_end(
     """Return the program's exit status, or None if it was killed at its time limit or had printed enough."""
     pid, status, ended = 0, 0, False
     # An interrupt waits until the pid is known: the program may have run for a while before this process continues.
+    # Where there are other threads (`watch`, `web`), one of these gets the signal, and its handler raises nothing.
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_SIGINT, _SIGTERM))
     try:
         try:
