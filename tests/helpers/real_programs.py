@@ -259,6 +259,7 @@ class LoadBalancer:
     def hold_checks(self) -> Path:
         """Count each `haproxy -c` from now on, and make it wait until the file exists whose path is returned."""
         gate = self.folder / "gate"
+        gate.unlink(missing_ok=True)  # of an earlier call
         self.count_checks(f"while [ ! -e {gate} ]; do sleep 0.01; done")
         return gate
 

@@ -64,7 +64,13 @@ def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() ->
         changes.set_tags(role="api")
         by_tag.set_tags(lbagent="paused")
         assert other.rows("pause", by_query.name)[0] == 1  # lb01 cannot confirm
-        wait_until(lambda: len(other.lb.managed) == 4 and "role=api" in other.lb.managed[0] and other.lb.idle)
+        expected = [
+            other.lb.server("web02", "127.0.0.12", "api", "check inter 1s rise 2 fall 2"),
+            "# lbagent paused web03 127.0.0.13 role=web",
+            "# lbagent paused web04 127.0.0.14 role=web",
+            other.lb.server(stays.name, "127.0.0.15"),
+        ]
+        wait_until(lambda: other.lb.managed == expected and other.lb.idle)
 
         one.agent.start()
         one.agent.join(other.agent)
@@ -74,12 +80,7 @@ def test_a_load_balancer_that_was_down_ends_with_the_lines_of_the_other_one() ->
 
         assert (first.returncode, second.returncode) == (0, 0)
         assert one.text == other.text
-        assert one.lb.managed == [
-            one.lb.server("web02", "127.0.0.12", "api", "check inter 1s rise 2 fall 2"),
-            "# lbagent paused web03 127.0.0.13 role=web",
-            "# lbagent paused web04 127.0.0.14 role=web",
-            one.lb.server(stays.name, "127.0.0.15"),
-        ]
+        assert one.lb.managed == expected
         assert one.haproxy.find_serving() == {"web02", "web05"}
 
 
