@@ -32,7 +32,7 @@ from tests.mutation.mutants import Mutant, make_tree
 _REPORTS = ("status/test_report.py", "commands/test_status.py", "test_metrics.py")
 
 TESTS: Mapping[str, tuple[str, ...]] = {
-    "membership": ("membership", "run/test_spooled_events.py", "run/test_replies.py", *_REPORTS),
+    "membership": ("membership", "planning", "run/test_spooled_events.py", "run/test_replies.py", *_REPORTS),
     "planning": ("planning", "roles/test_several_roles.py", *_REPORTS),
     "serf": ("serf", "test_names.py", "checks/test_serf.py", "membership", "run/test_replies.py"),
     "haproxy": (
@@ -44,8 +44,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 }
 """The tests of each package that can notice a change in the process that they run in."""
 
-_EXAMPLES = 10
-"""Examples of each property: a tenth of those in `make test`. What they notice, more would notice too."""
+_EXAMPLES = 5
+"""Examples of each property: a twentieth of those in `make test`. What they notice, more would notice too."""
 
 _HISTORIES = 3
 """Histories of each kind in `tests/membership/test_pauses_model.py`."""
