@@ -1,4 +1,4 @@
-"""`python -m tests.mutation [--all] [--count N | --each N] [--seed N] [--again FILE] [PATH…]`: prints what survives.
+"""`python -m tests.mutation [--all] [--count N | --each N] [--seed N] [--again FILE] [--exact] [PATH…]`: prints what survives.
 
 All tests run once, to see what each reaches. Then each mutant has the tests that reach it, until one fails.
 """
@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, help="size of the sample of each module")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the sample")
     parser.add_argument("--again", type=Path, help="only those that survive in these results")
+    parser.add_argument("--exact", action="store_true", help="without the tests of properties, which are slow")
     given = parser.parse_args()
     started = time.monotonic()
     modules = [module for path in map(Path, given.paths) for module in (sorted(path.glob("*.py")) or [path])]
@@ -51,6 +52,8 @@ def main() -> int:
         mutants = random.Random(given.seed).sample(mutants, min(given.count, len(mutants)))
     with tempfile.TemporaryDirectory() as folder:
         reached = runner.measure(modules, Path(folder))
+    if given.exact:
+        reached = reached._replace(properties=())
     print(f"{len(reached.seconds)} tests, {sum(reached.seconds.values()):.0f} s", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("")
