@@ -1,4 +1,4 @@
-"""`python -m tests.mutation [--all] [--count N | --each N] [--seed N] [--again FILE] [--exact] [PATH…]`: prints what survives.
+"""`python -m tests.mutation [--all | --count N | --each N] [--exact] [PATH…]`: prints the mutants that survive.
 
 All tests run once, to see what each reaches. Then each mutant has the tests that reach it, until one fails.
 """

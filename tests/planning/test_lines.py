@@ -177,8 +177,11 @@ def test_only_the_address_of_the_server_is_replaced(text: str, after: str) -> No
 )
 def test_a_line_that_is_not_in_haproxy_cfg_yet_is_validated(address: str, port: int, options: str) -> None:
     server = DesiredServer(
-        "web1", ROLES.roles["web"], address, f"{address}:{port}", port, options, False, False, address
-    )  # noqa: FBT003
+        *("web1", ROLES.roles["web"], address, f"{address}:{port}", port, options),
+        paused=False,
+        failed=False,
+        advertised=address,
+    )
 
     with pytest.raises(ValueError):  # noqa: PT011  # each field has its own message
         server.format_line("web1", None, ())
