@@ -250,7 +250,7 @@ def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | No
     return _decode_answer(answer), None if answer.endswith(b"\n") else TruncatedAnswer("the answer was cut off")
 
 
-def _decode_answer(answer: bytes) -> str:
+def _decode_answer(answer: bytearray) -> str:
     text = answer.decode("utf-8", "replace")
     return _SEVERITY.sub("", text) if "]: " in text else text
 
