@@ -114,7 +114,7 @@ class Program:
         words = _read_output(self._output)
         if status is None and not (enough and enough(words)):
             return ProgramResult(None, f"{self._argv[0]} did not end within {self._timeout:g} s")
-        return ProgramResult(status or 0, words)
+        return ProgramResult(status or 0, words.strip())
 
     def __exit__(self, *_: object) -> None:
         """Kill it if it still runs, also when this run is interrupted: Ctrl-C does not reach another session."""
@@ -158,7 +158,7 @@ def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
 
 
 def _read_output(output: int) -> str:
-    return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace").strip()
+    return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace")
 
 
 def _spawn(command: list[str], environ: Mapping[str, str], output: int, mask: set[int]) -> int:
