@@ -300,14 +300,14 @@ class Transaction:
     def _start_validation(self, snapshot: ConfigSnapshot, haproxy: Haproxy) -> Iterator[Callable[[], str | None]]:
         """With the option `verify`, start `haproxy -c` of the present text; yield what waits for its verdict.
 
-        At 20,000 servers it takes longer than the plan and the comparison with HAProxy, beside which it runs. Where the
-        plan changes the text, nobody waits for the verdict, and it is killed.
+        With thousands of servers, it takes as long as the plan and the comparison with HAProxy, beside which it runs.
+        Where the plan changes the text, the verdict is not needed, and the check is killed.
         """
         with contextlib.ExitStack() as stack:
-            # haproxy cannot be started: no verdict, and no change depends on one.
             wait_for_refusal = None
-            with contextlib.suppress(TryAgain):
-                if self._options.verify:
+            if self._options.verify:
+                # haproxy may not be found: no verdict, and no change depends on one.
+                with contextlib.suppress(TryAgain):
                     wait_for_refusal = stack.enter_context(haproxy.start_validation(snapshot.paths, snapshot.names))
 
             def find_refusal() -> str | None:
