@@ -402,7 +402,8 @@ def build_successor_command(running: RunningHaproxy, lines: GlobalLines) -> list
         raise TryAgain("HAProxy runs in the foreground without a master; run it with -W, or set haproxy.reload")
     passing = [words[2] for words in lines if words[:2] == ["stats", "socket"] and "listeners" in words[3:]]
     handover = ["-x", passing[0]] if passing and os.path.exists(passing[0]) else []
-    return [*argv, *handover, "-sf", str(running.main.pid)]
+    end = argv.index("--") if "--" in argv else len(argv)  # only files follow it
+    return [*argv[:end], *handover, "-sf", str(running.main.pid), *argv[end:]]
 
 
 def _drop_handover_options(argv: Sequence[str]) -> list[str]:

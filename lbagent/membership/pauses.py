@@ -311,7 +311,8 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
     """Yield the members whose pause was ended by a resume of another name of their host, with that resume.
 
     A reinstalled host has a new name, and a load balancer may receive the resume under the new name without knowing
-    the old name. Names belong to the same host where their commands arrived for the same address, in Lamport order.
+    the old name. Names belong to the same host where their commands arrived for the same address, in Lamport order. A
+    node that has moved to another address since its pause is another host.
     """
     members = list(members)
     resumed = _find_last_resumes(members)
@@ -326,7 +327,8 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
             continue
         known = dict(member.last_commands)
         for clock, last in member.last_commands.items():
-            keys = ((command.address, clock) for command in last.commands if command.pauses and command.address)
+            paused_at = {command.address for command in last.commands if command.pauses and command.address}
+            keys = [(address, clock) for address in paused_at if address in member.addresses]
             ltime, end = max((resumed[key] for key in keys if key in resumed), default=(0, None))
             if end is not None and ltime > last.ltime:
                 # The LTimes of the other name on other clocks do not apply to this name.

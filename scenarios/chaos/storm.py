@@ -45,6 +45,8 @@ class Started(NamedTuple):
     """A command that runs beside the actions."""
 
     words: str
+    host: Host
+    argv: Sequence[str]
     process: subprocess.Popen[str]
     thread: threading.Thread
     result: list[str]
@@ -122,16 +124,25 @@ class Storm:
                     one.agent = "alive"
                     self.node(one).serf.start()
                     self.note(f"agent of {one.name} started: a load balancer has forgotten failed nodes")
-        for command in self._started:
+        # Arrival orders commands. An operator repeats one that did not reach the other load balancer.
+        for command in self._end_commands():
+            if "not asked: " in "".join(command.result):
+                self.start_command(command.host, *command.argv)
+        self._end_commands()
+        for node in self.model.nodes.values():
+            node.busy = False
+
+    def _end_commands(self) -> list[Started]:
+        """Wait for all commands, and return them."""
+        ended, self._started = self._started, []
+        for command in ended:
             command.thread.join(COMMAND_LIMIT)
             status = command.process.poll()
             if status is None:
                 command.process.kill()
                 self.wrong.append(f"{command.words}: not ended after {COMMAND_LIMIT:g} s")
             self.note(f"{command.words}: exit status {status}: {''.join(command.result).strip()!r}")
-        self._started.clear()
-        for node in self.model.nodes.values():
-            node.busy = False
+        return ended
 
     def later(self, words: str, work: Callable[[], None]) -> None:
         """Do this after one to six more actions, or in the calm."""
@@ -170,7 +181,7 @@ class Storm:
 
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        self._started.append(Started(words, process, thread, result))
+        self._started.append(Started(words, host, argv, process, thread, result))
 
     def start_pause(self, one: NodeModel, host: Host, *argv: str) -> None:
         """Run a command that pauses a node and prints the answers of the load balancers, which must be true."""

@@ -146,7 +146,7 @@ class Model:
         return [one for one in mine if one.ltime == max(two.ltime for two in mine)]
 
     def _resume_hosts(self) -> None:
-        """Apply a resume to other names at the same address whose last pause is older."""
+        """Apply a resume to other names at the same address whose last pause is older, unless they moved since."""
         new = set()
         for clock in {one.clock for one in self.arrivals}:
             last = {node: self._last(node, clock) for node in {one.node for one in self.arrivals}}
@@ -154,7 +154,7 @@ class Model:
                 one for mine in last.values() for one in mine if one.address and not any(two.pauses for two in mine)
             ]
             for node, mine in last.items():
-                where = {one.address for one in mine if one.pauses}
+                where = {one.address for one in mine if one.pauses} & self.at(node)
                 later = [one for one in resumes if one.address in where and one.ltime > mine[0].ltime]
                 if later:
                     best = max(later, key=lambda one: (one.ltime, one.digest))

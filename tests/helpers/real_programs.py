@@ -414,14 +414,18 @@ class Haproxy:
     def __init__(
         self, lb: LoadBalancer, mode: str = "-W", config: Sequence[str] = (), more: Sequence[str] = ()
     ) -> None:
-        """Nothing is started here; `config` are the values of `-f`, by default haproxy.cfg, `more` other options."""
+        """Nothing is started here; `config` are the values of `-f`, by default haproxy.cfg, `more` other options.
+
+        If `more` ends with `--`, the files follow it without `-f`.
+        """
         self.lb, self.mode, self.config, self.more = lb, mode, config or (str(lb.cfg),), more
         self.pidfile, self.log = lb.folder / "haproxy.pid", lb.folder / "haproxy.log"
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         argv = [str(self.lb.bin / "haproxy"), *self.mode.split(), "-p", str(self.pidfile), *self.more]
-        argv += [word for path in self.config for word in ("-f", path)]
+        option = [] if [*self.more][-1:] == ["--"] else ["-f"]
+        argv += [word for path in self.config for word in (*option, path)]
         try:
             with self.log.open("wb") as log:
                 started = subprocess.Popen(

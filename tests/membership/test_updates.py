@@ -298,6 +298,23 @@ def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
     assert paused_names(membership) == []
 
 
+def test_a_resume_of_a_node_at_the_former_address_of_a_paused_node_does_not_end_its_pause() -> None:
+    before = updated_membership(
+        membership_of(member("web01", "10.0.0.1"), member("web02", "10.0.0.2")),
+        command_event("pause", "web02", 1),
+        member_event("member-update", "web01\t10.0.0.2\tweb\t", "web02\t10.0.0.1\tweb\t"),
+    )
+
+    for after in (
+        updated_membership(before, command_event("resume", "web01", 2)),
+        updated_membership(before, command_event("pause", "web01", 2), command_event("resume", "web01", 3)),
+        updated_membership(
+            before, member_event("member-leave", "web02\t10.0.0.1\tweb\t"), command_event("resume", "web01", 2)
+        ),
+    ):
+        assert paused_names(after) == ["web02"]
+
+
 def test_a_pause_applies_to_a_node_that_joined_in_the_same_batch() -> None:
     done = update_membership(
         membership_of(),

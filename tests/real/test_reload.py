@@ -116,6 +116,17 @@ def test_a_good_reload_is_confirmed_by_its_worker(way: RunMode) -> None:
         assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy) != before
 
 
+@pytest.mark.parametrize("mode", ["-W", "-D"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_haproxy_whose_files_follow_two_dashes_is_reloaded(version: str, mode: str) -> None:
+    with LoadBalancer(CONFIG, RELOADING, binaries()[version]) as lb, Haproxy(lb, mode, more=["--"]) as haproxy:
+        ends = [lb.join(WEB01), lb.join(WEB02)]
+
+        assert [(one.returncode, one.stderr) for one in ends] == [(0, b"")] * 2
+        assert read_confirmed_worker(lb) == wait_for_only_worker(haproxy)
+        assert set(haproxy.servers()) == {"web01", "web02"}
+
+
 @pytest.mark.parametrize("way", [RunMode(version, "-W", True, False) for version in VERSIONS], ids=str)  # noqa: FBT003  # without -S
 def test_reloads_in_a_row_do_not_wait_for_the_time_limit(way: RunMode) -> None:
     """Since 3.1 the environment of a master does not show that a reload has ended."""

@@ -296,6 +296,18 @@ def test_another_socket_at_admin_level_is_used(binary: Path, second: str) -> Non
         assert (haproxy.reloads(), haproxy.find_answering()) == ((0, 0), {"web1"})
 
 
+@pytest.mark.parametrize("severity", ["number", "string"])
+def test_a_socket_that_puts_the_severity_before_each_answer_is_used(binary: Path, severity: str) -> None:
+    config = CONFIG.replace("level admin", f"level admin severity-output {severity}")
+    with LoadBalancer(config, binary=binary) as lb, Haproxy(lb) as haproxy, run_backends(lb, 1, 2):
+        lb.join(make_member_line(1), make_member_line(2))
+        assert read_last_result(lb) == WITHOUT_RELOAD
+        assert lb.send_query("pause", "web1", 1).stdout == b"done\n"
+        assert read_last_result(lb) == WITHOUT_RELOAD
+        assert haproxy.servers() == {"web1": "MAINT", "web2": "UP"}
+        assert b"answers with level admin" in lb.run("check").stdout
+
+
 # --- servers that are removed -------------------------------------------------------------------------------------
 
 STICKY = KEPT_ALIVE.replace(

@@ -7,6 +7,7 @@ manual, section 9.3 "Unix Socket commands".
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,9 @@ _LINE_LIMIT = 32 * 1024
 _BUFSIZE, _RESERVE = 16384, 1024
 """Default of tune.bufsize, and its part that is never available; a command that does not fit is never answered."""
 
+
+_SEVERITY = re.compile(r"^\[(?:[0-7]|emerg|alert|crit|err|warning|notice|info|debug)\]: ", re.MULTILINE)
+"""What a stats socket with `severity-output` puts before each message."""
 
 _IDENTIFY = "show info"
 """First command of each line: a reload may have replaced the worker."""
@@ -242,10 +246,13 @@ def exchange(address: str, line: str, timeout: float) -> tuple[str, OSError | No
                 answer += piece
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
         except OSError as error:
-            return answer.decode("utf-8", "replace"), error
-    return answer.decode("utf-8", "replace"), None if answer.endswith(b"\n") else TruncatedAnswer(
-        "the answer was cut off"
-    )
+            return _decode_answer(answer), error
+    return _decode_answer(answer), None if answer.endswith(b"\n") else TruncatedAnswer("the answer was cut off")
+
+
+def _decode_answer(answer: bytearray) -> str:
+    text = answer.decode("utf-8", "replace")
+    return _SEVERITY.sub("", text) if "]: " in text else text
 
 
 def split_answers(text: str) -> list[str]:
