@@ -112,7 +112,7 @@ def test_nodes_left_after_the_last_trial_are_refused_together() -> None:
 
     assert {f"n{at}" for at in range(0, 1000, 2)} <= set(found)
     assert any("not tried separately" in why for why in found.values())
-    assert court.trials == TRIALS_LIMIT
+    assert court.trials == 16
 
 
 @given(
