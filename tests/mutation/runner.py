@@ -36,8 +36,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "planning": ("planning", "roles/test_several_roles.py", *_REPORTS),
     "serf": ("serf", "test_names.py", "checks/test_serf.py", "membership", "run/test_replies.py"),
     "haproxy": (
-        *("haproxy/test_reader.py", "haproxy/runtime/test_admission.py", "haproxy/runtime/test_capabilities.py"),
-        *("haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
+        *("haproxy/test_config.py", "haproxy/test_reader.py", "haproxy/runtime/test_admission.py"),
+        *("haproxy/runtime/test_capabilities.py", "haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
         *("checks", "planning", "roles/test_several_roles.py", *_REPORTS),
     ),
     "roles": ("roles", "checks/test_roles.py", "planning"),
