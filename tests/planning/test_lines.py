@@ -21,7 +21,7 @@ from lbagent.planning.lines import (
     sort_by_name,
 )
 from lbagent.roles.model import Pair
-from tests.helpers.builders import NOW, dedent, member, membership_of, parse_roles_text, paused_member
+from tests.helpers.builders import NOW, dedent, member, membership_of, parse_roles_text, paused_member, plan_for
 
 ROLES = parse_roles_text("""
     services:
@@ -267,6 +267,21 @@ def test_a_drained_server_keeps_its_line_with_weight_0() -> None:
     assert server.format_line("app1.api", None, ()) == (
         "server app1.api 10.0.0.1:81 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=app"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"), [("cookie {server}", "cookie web1.iis"), ("cookie {name}", "cookie web1")]
+)
+def test_options_have_the_name_of_the_server_or_of_the_node(options: str, line: str) -> None:
+    roles = parse_roles_text(f"""
+        services: {{iis: {{port: 80, options: "{options}"}}, api: {{port: 81}}}}
+        roles: {{web: {{lb: [iis, api]}}}}
+    """)
+    text = "backend farm\n    # additional-lb-iis-server\n    # additional-lb-api-server\n"
+
+    after = plan_for(text, roles, membership_of(member("web1"))).after[0]
+
+    assert f"    server web1.iis 10.0.0.1:80 {line} # lbagent role=web\n" in after
 
 
 @pytest.mark.parametrize(

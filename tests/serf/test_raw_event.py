@@ -41,6 +41,12 @@ def test_what_serf_does_not_give_is_empty(kind: str) -> None:
     )
 
 
+def test_a_member_event_has_no_name() -> None:
+    environ = {b"SERF_EVENT": b"member-join", b"SERF_QUERY_NAME": b"pause", b"SERF_USER_EVENT": b"pause"}
+
+    assert read_handler_event(environ, b"", 5, "id") == RawEvent("id", 5, "member-join", "", None, "", b"")
+
+
 def test_the_largest_ltime_of_64_bits_is_read() -> None:
     environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"9" * 19}
 
