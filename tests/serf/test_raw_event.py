@@ -95,10 +95,11 @@ def test_other_events_are_not_relevant(kind: str, name: str, wanted: bool) -> No
     assert JOIN._replace(kind=kind, name=name).is_relevant is wanted
 
 
-def test_a_record_is_parsed_into_the_same_event() -> None:
-    (record,) = JOIN.split_records()
+@pytest.mark.parametrize("raw", [JOIN, JOIN._replace(kind="user", name="pause", ltime=7, payload=b"web01")])
+def test_a_record_is_parsed_into_the_same_event(raw: RawEvent) -> None:
+    (record,) = raw.split_records()
 
-    assert parse_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
+    assert parse_record(record) == raw._replace(id=f"{raw.id}0000")
 
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(
