@@ -78,9 +78,14 @@ def format_stop_command(key: Key, *, drain: bool) -> str:
 class ServerChanges:
     """The changes from the servers that a worker has to the wanted ones."""
 
-    def __init__(self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities) -> None:
-        """`document` is the text with the proxies; `wanted` are the lines of the servers to serve."""
-        self._document, self._known, self._capabilities = document, known, capabilities
+    def __init__(
+        self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities, doubt: str = ""
+    ) -> None:
+        """`document` is the text with the proxies; `wanted` are the lines of the servers to serve.
+
+        `doubt` is why HAProxy may load more than `document`; empty where it does not.
+        """
+        self._document, self._known, self._capabilities, self._doubt = document, known, capabilities, doubt
         self.joins: list[Join] = []
         self.needs_reload: dict[Key, str] = {}
         """Servers that need a reload, with the reason."""
@@ -111,6 +116,8 @@ class ServerChanges:
 
     def find_possibly_disabled(self, servers: Lines) -> set[Key]:
         """Return those of `servers` that haproxy.cfg disables or that an agent check may disable."""
+        if self._doubt:
+            return {*servers}
         # The words of a line are examined only where one of them matters: ten thousand lines without are normal.
         proxies = {key[0] for key in servers}
         suspects = {name for name in proxies if {"disabled", "agent-check"} & {*self._find_default_words(name)}}
@@ -238,8 +245,8 @@ class ServerChanges:
         """Raise NeedsReload if adding a server with these keywords would differ from a reload."""
         proxy, here = self._find_proxy(name), self._find_inherited(name)
         balance = _get_algorithm(proxy)
-        if here.doubt:
-            raise NeedsReload(here.doubt)
+        if doubt := self._doubt or here.doubt:
+            raise NeedsReload(doubt)
         if here.mode not in ("", "http", "tcp"):
             raise NeedsReload(f"`mode {here.mode}` does not support dynamic servers")
         if here.unbalanced:
