@@ -332,16 +332,16 @@ class Batch:
 
 
 def peek_events(spool: Spool) -> list[ParsedEvent]:
-    """Return the events that a run would apply now. The spool is not changed."""
+    """Return the events that a run would apply now. The spool is not changed. Raises OSError."""
     return list(_parse_records(spool.peek()).values())
 
 
 def peek_queries(spool: Spool) -> dict[str, Command]:
-    """Return the stored queries of users without permission to apply them, by record id.
+    """Return the stored queries of users without permission to apply them, by record id, as far as they can be read.
 
     The spool is not changed.
     """
-    records = spool.peek()
+    records = spool.peek(partly=True)
     return _select_foreign_queries(records, _parse_records(records))
 
 

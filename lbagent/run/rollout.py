@@ -541,7 +541,7 @@ class RuntimeChanges:
 
     def find_differences(self) -> Mapping[Key, str]:
         """Return the differences between what the worker runs and the plan. Raises SessionError."""
-        may_be_out = self._changes.find_possibly_disabled(self._wanted) if self._changes else ()
+        may_be_out = self._changes.may_be_disabled if self._changes else None
         return find_differences(self._session.fetch_states(), self._wanted, self._in_maintenance, may_be_out)
 
     def find_lasting_differences(self) -> Mapping[Key, str]:

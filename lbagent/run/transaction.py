@@ -77,8 +77,11 @@ class AppliedState:
 
     def has_removed_servers(self, plan: Plan) -> bool:
         """Return whether the worker still has servers of removed nodes, in maintenance."""
+        in_maintenance = self._list_in_maintenance()
+        if not in_maintenance:
+            return False
         paused = config.find_paused_servers(self._snapshot.document, plan.changed)
-        return any(not config.is_paused_server(key, paused) for key in self._list_in_maintenance())
+        return any(not config.is_paused_server(key, paused) for key in in_maintenance)
 
     def has_withdrawn(self, withheld: Mapping[Key, str]) -> bool:
         """Return whether these servers, which the file has, were put into maintenance in this worker."""

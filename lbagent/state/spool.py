@@ -109,13 +109,19 @@ class Spool:
                     warnings.append(self.set_aside(name, record))
         return records, warnings
 
-    def peek(self) -> list[Record]:
-        """Return every readable record in order, without moving any file."""
+    def peek(self, *, partly: bool = False) -> list[Record]:
+        """Return every record in order, without moving any file. Raises OSError if one cannot be read now.
+
+        With `partly`, such a record is left out.
+        """
         found = []
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name, _ in self._list_next(here):
-                with contextlib.suppress(OSError):
+                try:
                     found.append(self._read_record(here, name))
+                except OSError:
+                    if not partly:
+                        raise
         return [record for record in found if isinstance(record, Record)]
 
     def set_aside(self, name: str, why: str) -> str:

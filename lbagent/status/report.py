@@ -18,7 +18,6 @@ from lbagent.errors import Refused, TryAgain
 from lbagent.haproxy import config_files, process
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.runtime import session, state
-from lbagent.haproxy.runtime.session import Worker
 from lbagent.haproxy.runtime.state import Stats
 from lbagent.membership import peers
 from lbagent.membership.model import Membership
@@ -36,6 +35,7 @@ from lbagent.state import store
 from lbagent.state.lock import is_locked
 from lbagent.state.store import Damaged
 from lbagent.status.nodes import NOT_MANAGED, Node, State, list_nodes, list_server_states
+from lbagent.system import processes
 from lbagent.system.log import format_error
 
 _SOCKET_TIMEOUT = 2.0
@@ -370,6 +370,7 @@ class _Collector:
         membership = self._read_membership(document)
         stats, socket = _fetch_stats(document)
         served, spool, run = self._read_served(), self._read_spool(), self._read_last_change()
+        last = self._read_last()
         old_workers, is_down = self._look_at_haproxy(document)
         paths = self._engine.paths
         sees_daemon = os.access(paths.folder, os.R_OK)
@@ -382,7 +383,7 @@ class _Collector:
             run,
             old_workers,
             tuple(self._problems),
-            last=self._engine.store.load_last(),
+            last=last,
             peers=self._engine.store.load_peers(),
             daemon=is_locked(paths.watch_lock) if sees_daemon else None,
             stopped=_find_stopped(paths) if sees_daemon else "",
@@ -429,6 +430,12 @@ class _Collector:
             self._add_problem(format_error(error))
             return None
 
+    def _read_last(self) -> Last:
+        path, found = self._engine.paths.last, self._engine.store.load_last()
+        if found == Last() and os.path.exists(path):
+            self._add_problem(f"{path}: damaged or not readable; the next run writes it again")
+        return found
+
     def _read_served(self) -> Served | None:
         path, found = self._engine.paths.served, self._engine.store.load_served()
         if found._replace(is_complete=True) == store.Served():
@@ -443,8 +450,16 @@ class _Collector:
             self._add_problem(f"{path}: damaged or not readable; the next change writes it again")
             return None
         failure = found.failure and FailedReload(found.failure.at, found.failure.times, found.failure.words)
-        pid = found.worker[0] if found.worker else None
-        return Served(found.digest or None, pid, found.worker is not None and Worker(*found.worker).alive, failure)
+        if found.worker is None:
+            return Served(found.digest or None, None, alive=False, failure=failure)
+        pid = found.worker[0]
+        try:
+            worker = processes.find_process(pid)
+        except OSError as error:
+            self._add_problem(f"HAProxy worker {pid}: cannot be read: {error.strerror}")
+            return None
+        is_alive = worker is not None and worker.alive and worker.identity == found.worker
+        return Served(found.digest or None, pid, is_alive, failure)
 
     def _look_at_haproxy(self, document: Document | None) -> tuple[int | None, bool]:
         """Return the number of old workers, None if no HAProxy is found; and whether HAProxy certainly does not run."""

@@ -236,11 +236,19 @@ class Process(NamedTuple):
 
 
 def read_process(pid: int) -> Process | None:
-    """Return the process `pid`; None if there is none."""
+    """Return the process `pid`; None if there is none, or if it cannot be read."""
+    try:
+        return find_process(pid)
+    except OSError:
+        return None
+
+
+def find_process(pid: int) -> Process | None:
+    """Return the process `pid`; None if there is none. Raises OSError if it cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # The program name is in parentheses and may itself contain blanks and parentheses.
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")

@@ -95,7 +95,7 @@ def run_program(
         words = _read_output(output)
         if status is None and not (enough and enough(words)):
             return ProgramResult(None, f"{argv[0]} did not end within {timeout:g} s")
-        return ProgramResult(status or 0, words)
+        return ProgramResult(status or 0, words.strip())
     finally:
         os.close(output)
 
@@ -109,7 +109,7 @@ def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
 
 
 def _read_output(output: int) -> str:
-    return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace").strip()
+    return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace")
 
 
 def _run_to_end(

@@ -353,6 +353,19 @@ def test_only_options_are_options() -> None:
     assert agent.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
 
 
+@pytest.mark.parametrize("name", ["disable-compression", "rejoin", "replay", "syslog"])
+def test_a_switch_takes_no_value(name: str) -> None:
+    assert agent.parse_options(["serf", "agent", f"-{name}", "-node", "lb01"]) == [(name, "true"), ("node", "lb01")]
+
+
+def test_addresses_to_join_are_in_files_and_on_the_command_line() -> None:
+    settings = agent.merge_settings(
+        ["serf", "agent", "-join=a", "-retry-join=c", "-join", "b"], [{"start_join": ["z", 5], "retry_join": "d"}]
+    )
+
+    assert agent.list_join_addresses(settings) == ["z", "a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

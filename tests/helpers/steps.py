@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.helpers.real_programs import LBAGENT, LoadBalancer, wait_until
@@ -170,11 +171,17 @@ def list_filters(lb: LoadBalancer, pids: Sequence[int]) -> list[Filter]:
 
 
 def record_steps(
-    lb: LoadBalancer, which: Filter, words: Sequence[str], stdin: bytes, env: Mapping[str, str]
+    lb: LoadBalancer,
+    which: Filter,
+    words: Sequence[str],
+    stdin: bytes = b"",
+    env: Mapping[str, str] = MappingProxyType({}),
+    *,
+    status: int = 0,
 ) -> list[Step]:
-    """Make a good run and return its system calls. Raises AssertionError if the run fails."""
+    """Make a good run and return its system calls. Raises AssertionError if its exit status is not `status`."""
     done, trace = _run_traced(lb, which.options, words, stdin, env)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return parse_steps(which, trace)
 
 
@@ -195,7 +202,12 @@ def parse_steps(which: Filter, trace: str) -> list[Step]:
 
 
 def inject(
-    lb: LoadBalancer, step: Step, fault: str, words: Sequence[str], stdin: bytes, env: Mapping[str, str]
+    lb: LoadBalancer,
+    step: Step,
+    fault: str,
+    words: Sequence[str],
+    stdin: bytes = b"",
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> FaultyRun:
     """Make a run with `fault` in this step.
 

@@ -1,5 +1,7 @@
 """Load balancers report their pauses to each other, and agree after each has asked the other."""
 
+# ruff: noqa: E501, FBT003  # a case of a table is a whole value
+
 from __future__ import annotations
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from lbagent.membership import peers
 from lbagent.membership.model import (
     ALIVE,
+    FAILED,
     FORGET_AFTER,
     LEFT,
     LEGACY_DIGEST,
@@ -19,7 +22,23 @@ from lbagent.membership.model import (
     Pause,
     PauseCommand,
 )
-from lbagent.membership.peers import digest_reports, drop_rebuilt_pauses, format_page, merge_reports, parse_page
+from lbagent.membership.peers import (
+    Observer,
+    Page,
+    PauseReport,
+    Peer,
+    Peers,
+    digest_reports,
+    drop_rebuilt_pauses,
+    format_page,
+    list_current_peers,
+    merge_reports,
+    parse_page,
+    parse_peers,
+    serialize_peers,
+    update_peers,
+)
+from lbagent.serf.member_list import AgentInfo, ListedMember
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import (
     NOW,
@@ -335,3 +354,306 @@ def test_a_member_known_from_a_report_has_no_line() -> None:
     assert learned._replace(last_commands={}) == Member(
         "web01", "10.0.0.1", "", None, LEFT, NOW, Pause(NOW, "reported by lb02"), {}, None
     )
+
+
+# --- pages and reports as text ---------------------------------------------------------------------------------------
+
+COMMAND = PauseCommand("0000abcd", pauses=True, until=NOW + 60, after=(("user", 5),), address="10.0.0.1", at=NOW)
+
+
+def parse_reports(text: str) -> tuple[PauseReport, ...]:
+    """Return the valid reports of a page with this text."""
+    found = parse_page(f"pauses=12345678 more=0 v=2 whole=1 {text}")
+    assert found is not None
+    return found.reports
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        (
+            f"web01,s,10.0.0.1,query/3/0000abcd;p{NOW + 60};{NOW};=;user=5",
+            PauseReport("web01", True, ("10.0.0.1",), {"query": LastCommands(3, (COMMAND,))}),
+        ),
+        (
+            f"web01,u,10.0.0.1+10.0.0.2,@user/3/told;r;{NOW};10.0.0.2;typed@lb01=5+query=6|0000abcd;p;7;;",
+            PauseReport(
+                "web01",
+                False,
+                ("10.0.0.1", "10.0.0.2"),
+                {
+                    "@user": LastCommands(
+                        3,
+                        (
+                            PauseCommand("0000abcd", pauses=True, at=7),
+                            PauseCommand(LEGACY_DIGEST, False, None, (("query", 6), ("typed@lb01", 5)), "10.0.0.2", NOW),
+                        ),
+                    )
+                },
+            ),
+        ),
+        (f"web01,sp{NOW}:{NOW + 9},", PauseReport("web01", True, (), {}, Pause(NOW, "", "", NOW + 9))),
+        (f"web01,sp{NOW},", PauseReport("web01", True, (), {}, Pause(NOW, ""))),
+        ("web01,s,", PauseReport("web01", True, (), {})),
+        (
+            "web01,s,," + ",".join(f"typed@lb{number}/{'9' * 20}/0000abcd;r;{'9' * 11};;" for number in range(16)),
+            PauseReport(
+                "web01",
+                True,
+                (),
+                {
+                    f"typed@lb{number}": LastCommands(
+                        10**20 - 1, (PauseCommand("0000abcd", pauses=False, at=10**11 - 1),)
+                    )
+                    for number in range(16)
+                },
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_report_is_parsed(text: str, report: PauseReport) -> None:
+    assert parse_reports(text) == (report,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "web/1,s,",
+        ",s,",
+        "web01,x,",
+        "web01,s",
+        "web01,sp,",
+        "web01,spx,",
+        "web01,s,10.0.0.1x",
+        "web01,s,010.0.0.1",
+        "web01,s,,query/3",
+        "web01,s,,query/x/0000abcd;r;5;;",
+        "web01,s,,query/-3/0000abcd;r;5;;",
+        "web01,s,,query/\u0663/0000abcd;r;5;;",
+        f"web01,s,,query/{'1' * 21}/0000abcd;r;5;;",
+        "web01,s,,other/3/0000abcd;r;5;;",
+        "web01,s,,@other/3/0000abcd;r;5;;",
+        "web01,s,,lb01/3/0000abcd;r;5;;",
+        "web01,s,,typed@l/b/3/0000abcd;r;5;;",
+        "web01,s,,typed@l=b/3/0000abcd;r;5;;",
+        "web01,s,,@typed@lb01/3/0000abcd;r;5;;",
+        "web01,s,,@@user/3/0000abcd;r;5;;",
+        "web01,s,,query/3/0000abc;r;5;;",
+        "web01,s,,query/3/0000abcg;r;5;;",
+        "web01,s,,query/3/0000abcd;x;5;;",
+        "web01,s,,query/3/0000abcd;;5;;",
+        "web01,s,,query/3/0000abcd;r9;5;;",
+        "web01,s,,query/3/0000abcd;p1x;5;;",
+        f"web01,s,,query/3/0000abcd;p{'1' * 12};5;;",
+        f"web01,s,,query/3/0000abcd;r;{'1' * 12};;",
+        "web01,s,,query/3/0000abcd;r;5;10.0.0;",
+        "web01,s,,query/3/0000abcd;r;5;;other=5",
+        "web01,s,,query/3/0000abcd;r;5;;user=x",
+        "web01,s,,query/3/0000abcd;r;5;;|0000abcd;r;5;;",
+        "web01,s,,query/3/" + "|".join(f"0000000{number};r;5;;" for number in range(9)),
+        "web01,s,," + ",".join(f"typed@lb{number}/3/0000abcd;r;5;;" for number in range(17)),
+    ],
+)
+def test_a_report_that_is_not_valid_is_left_out_and_the_next_one_is_parsed(text: str) -> None:
+    assert parse_reports(f"{text} web02,u,") == (PauseReport("web02", False, (), {}),)
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        (
+            f"web01,p,7,3,{NOW},{NOW + 60}",
+            PauseReport(
+                "web01",
+                False,
+                (),
+                {
+                    "user": LastCommands(
+                        7, (PauseCommand(LEGACY_DIGEST, True, NOW + 60, (("query", 3),), "", NOW),)
+                    ),
+                    "query": LastCommands(
+                        3, (PauseCommand(LEGACY_DIGEST, True, NOW + 60, (("user", 7),), "", NOW),)
+                    ),
+                },
+            ),
+        ),
+        (
+            f"web01,r,{'9' * 19},0,0,5",
+            PauseReport(
+                "web01", False, (), {"user": LastCommands(10**19 - 1, (PauseCommand(LEGACY_DIGEST, pauses=False),))}
+            ),
+        ),
+        (f"10.0.0.7,p,0,0,{NOW},", PauseReport("10.0.0.7", False, ("10.0.0.7",), {}, Pause(NOW, ""))),
+        ("web01,r,0,0,0,", PauseReport("web01", False, (), {})),
+    ],
+)  # fmt: skip
+def test_a_report_of_an_older_version_is_parsed(text: str, report: PauseReport) -> None:
+    assert parse_page(f"pauses=12345678 more=1 {text}") == Page("12345678", True, (report,), 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["web01,x,7,3,0,", "web/1,p,7,3,0,", f"web01,p,{'1' * 20},3,0,", f"web01,p,1,{'1' * 20},0,", "web01,p,7,3,x,"]
+)  # fmt: skip
+def test_an_invalid_report_of_an_older_version_is_left_out(text: str) -> None:
+    assert parse_page(f"pauses=12345678 more=0 {text}") == Page("12345678", False, (), 1)
+
+
+def test_a_page_may_have_no_report() -> None:
+    assert parse_page("pauses=12345678 more=0") == Page("12345678", False, (), 1)
+    assert parse_page("pauses=12345678 more=0 v=2 whole=1") == Page("12345678", False, (), 2, True)
+    assert parse_page("pauses=12345678 more=0 v=2 whole=0") == Page("12345678", False, (), 2, False)
+
+
+@pytest.mark.parametrize("version", [1, peers.VERSION])
+def test_a_report_that_just_fits_is_on_the_page(version: int) -> None:
+    membership = hearing(PAUSE, command_event("pause", "web02", 7))
+    whole = format_page(membership, "", 10_000, NOW, version)
+
+    assert format_page(membership, "", len(whole), NOW, version) == whole
+    assert format_page(membership, "", len(whole) - 1, NOW, version) == (
+        whole.rpartition(" ")[0].replace("more=0", "more=1")
+    )
+
+
+def test_of_many_commands_a_short_report_has_the_pauses_first() -> None:
+    commands = [PauseCommand(f"{number:08x}", pauses=number > 5, at=NOW) for number in range(8)]
+    membership = membership_of(member("web01")._replace(last_commands={"user": LastCommands(9, tuple(commands))}))
+
+    found = parse_page(format_page(membership, "", 64 + 100, NOW))
+
+    assert found is not None
+    [report] = found.reports
+    assert [one.digest for one in report.last_commands["user"].commands] == ["00000000", "00000006", "00000007"]
+
+
+# --- what a report changes -------------------------------------------------------------------------------------------
+
+
+def report(name: str, *addresses: str, seen: bool = True, pauses: bool = True, at: int = NOW) -> PauseReport:
+    """Return a report with one command."""
+    command = PauseCommand("0000abcd", pauses, address=addresses[0] if addresses else "", at=at)
+    return PauseReport(name, seen, addresses, {"user": LastCommands(5, (command,))})
+
+
+def merged(mine: Membership, *reports: PauseReport, now: int = NOW) -> Membership:
+    """Return `mine` merged with reports of lb02."""
+    return merge_reports(mine, reports, "lb02", CLOCKS, now).membership
+
+
+def test_a_pause_of_an_unknown_node_is_a_cause_once() -> None:
+    done = merge_reports(membership_of(), [report("web09", seen=False)], "lb02", CLOCKS, NOW)
+
+    assert done.causes == ("sync: web09 (unknown node) is paused on lb02", "sync: web09 is paused on lb02")
+    assert done.membership.members["web09"].status == UNKNOWN
+
+
+def test_a_reported_node_takes_over_what_is_known_of_its_name() -> None:
+    unknown = updated_membership(membership_of(), command_event("resume", "web09", 6))
+
+    after = merged(unknown, report("web09", "10.0.0.9"))
+
+    assert [(one.name, one.status, one.address) for one in after.members.values()] == [("web09", LEFT, "10.0.0.9")]
+    assert after.members["web09"].last_commands["user"].ltime == 6
+
+
+@pytest.mark.parametrize("status", [ALIVE, LEFT])
+def test_only_a_node_that_is_gone_has_the_addresses_of_other_load_balancers(status: str) -> None:
+    mine = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 5))
+    gone = mine._replace(members={"web01": mine.members["web01"]._replace(status=status)})
+
+    after = merged(gone, report("web01", "10.0.0.7", "10.0.0.8")).members["web01"]
+
+    assert after.address == "10.0.0.1"
+    assert after.elsewhere == (() if status == ALIVE else ("10.0.0.7", "10.0.0.8"))
+
+
+def test_the_addresses_of_another_name_are_not_those_of_the_node() -> None:
+    gone = membership_of(member("web01", pause=Pause(NOW, "query"))._replace(status=LEFT))
+
+    after = merged(gone, report("WEB01", "10.0.0.7", seen=False)).members["web01"]
+
+    assert (after.address, after.elsewhere) == ("10.0.0.1", ())
+
+
+@pytest.mark.parametrize(("now", "known"), [(NOW + FORGET_AFTER - 1, True), (NOW + FORGET_AFTER, False)])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_resume_is_remembered_for_a_day(now: int, known: bool, seen: bool) -> None:  # noqa: FBT001
+    assert ("web09" in merged(membership_of(), report("web09", seen=seen, pauses=False), now=now).members) is known
+
+
+def test_a_pause_of_a_node_that_left_is_added_however_old() -> None:
+    after = merged(membership_of(), report("web09", "10.0.0.9"), now=NOW + 10 * FORGET_AFTER).members["web09"]
+
+    assert (after.status, after.changed, after.address) == (LEFT, NOW + 10 * FORGET_AFTER, "10.0.0.9")
+
+
+# --- the statuses of the other load balancers -----------------------------------------------------------------------
+
+INFO = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers={})
+LB02 = ListedMember("lb02", "10.0.0.2", "lb", {}, "alive")
+
+
+def test_a_load_balancer_keeps_its_last_answer_while_it_does_not_answer() -> None:
+    line = "lb02 nodes=3 digest=abc outcome=applied"
+
+    once = update_peers(None, Observer(NOW, INFO, "abc"), [LB02], {"lb02": line})
+    later = update_peers(once, Observer(NOW + 60, INFO, "xyz"), [LB02._replace(status="failed")], {"lb02": "queued"})
+
+    assert once == Peers(NOW, "lb", (Peer("lb02", "10.0.0.2", "alive", "abc", True, NOW, True, line),))
+    assert later == Peers(NOW + 60, "lb", (Peer("lb02", "10.0.0.2", "failed", "abc", True, NOW, False, line),))
+
+
+def test_an_answer_with_other_lines_is_different_and_cut_at_1024_characters() -> None:
+    [peer] = update_peers(
+        None, Observer(NOW, INFO._replace(role=""), "abc"), [LB02], {"lb02": f"digest=xyz\n{'x' * 2000}"}
+    ).peers
+
+    assert (peer.digest, peer.equal, peer.status_line) == ("xyz", False, f"digest=xyz?{'x' * 1013}")
+
+
+def test_without_a_role_of_its_own_the_load_balancers_have_the_role_lb() -> None:
+    assert update_peers(None, Observer(NOW, INFO._replace(role=""), ""), [], {}).role == "lb"
+    assert update_peers(None, Observer(NOW, INFO._replace(role="edge"), ""), [], {}).role == "edge"
+
+
+def test_the_newer_of_sync_and_event_gives_the_status() -> None:
+    known = Peers(NOW, "lb", (Peer("lb02", "10.0.0.2", "alive"), Peer("lb03", "10.0.0.3", "alive")))
+    older = member("lb02", "10.0.9.9", "lb", status=FAILED)
+    newer = member("lb03", "10.0.9.9", "lb", status=FAILED)._replace(changed=NOW + 1)
+
+    assert list_current_peers(known, membership_of(newer, older).members, []) == [
+        Peer("lb02", "10.0.0.2", "alive"),
+        Peer("lb03", "10.0.9.9", "failed"),
+    ]
+
+
+def test_a_load_balancer_that_left_is_not_listed_and_one_without_an_event_is() -> None:
+    known = Peers(NOW, "lb", (Peer("lb02", "10.0.0.2", "alive"), Peer("lb03", "10.0.0.3", "alive")))
+
+    assert list_current_peers(known, membership_of(member("lb02", "10.0.0.2", "lb", status=LEFT)).members, []) == [
+        Peer("lb03", "10.0.0.3", "alive")
+    ]
+
+
+def test_before_the_first_sync_members_with_the_role_lb_are_the_load_balancers() -> None:
+    members = membership_of(
+        member("web01"), member("lb03", "10.0.0.3", "lb", status=FAILED), member("lb02", "10.0.0.2", "lb")
+    ).members
+
+    assert list_current_peers(None, members, ["web"]) == [
+        Peer("lb02", "10.0.0.2", "alive"),
+        Peer("lb03", "10.0.0.3", "failed"),
+    ]
+    assert list_current_peers(None, members, ["web", "lb"]) == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Peers(NOW, "lb", (Peer("lb02", "10.0.0.2", "alive", "abc", False, NOW, True, "lb02 digest=abc"),)),
+        Peers(NOW, "edge", (Peer("lb02", "10.0.0.2", "failed"),)),
+        Peers(NOW, "lb"),
+    ],
+)
+def test_peers_json_is_parsed_into_the_same_load_balancers(found: Peers) -> None:
+    assert parse_peers(serialize_peers(found)) == found

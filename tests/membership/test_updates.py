@@ -10,9 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbagent.membership.model import ALIVE, FAILED, LEFT, MEMBERS_LIMIT, UNKNOWN, UNKNOWN_LIMIT, Membership, Pause
+from lbagent.membership.model import (
+    ALIVE,
+    FAILED,
+    LEFT,
+    MEMBERS_LIMIT,
+    UNKNOWN,
+    UNKNOWN_LIMIT,
+    LastCommands,
+    Member,
+    Membership,
+    Pause,
+    PauseCommand,
+)
 from lbagent.membership.pauses import needs_serf_clocks
-from lbagent.membership.updates import apply_events
+from lbagent.membership.updates import apply_events, has_no_serving_member
 from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import (
@@ -22,6 +34,7 @@ from tests.helpers.builders import (
     member,
     member_event,
     membership_of,
+    parse_roles_text,
     paused_member,
     paused_names,
     update_membership,
@@ -689,3 +702,86 @@ def test_a_name_known_from_a_command_does_not_hide_a_member() -> None:
 
     assert statuses(before) == {"web01": ALIVE, "WEB01": ALIVE, "Web01": UNKNOWN}
     assert paused_names(updated_membership(before, command_event("pause", "Web01 10.0.0.2", 2))) == ["WEB01", "Web01"]
+
+
+# --- causes and warnings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ends", "who"),
+    [([NOW], "web01"), ([NOW - 5, NOW - 9], "web01 and 1 more"), ([NOW + 1], None)],
+)
+def test_a_pause_that_ended_before_it_arrived_is_a_warning(ends: list[int], who: str | None) -> None:
+    pauses = [command_event("pause", f"web0{at} until={end}", at) for at, end in enumerate(ends, 1)]
+
+    done = update_membership(membership_of(member("web01"), member("web02", "10.0.0.2")), *pauses)
+
+    why = f"pause of {who}: it ended before it arrived; if it was sent just now, compare the clocks of both hosts"
+    assert done.warnings == ((why,) if who else ())
+    assert paused_names(done.membership) == ([] if who else ["web01"])
+
+
+def test_a_pause_of_an_unknown_node_is_a_cause_and_its_resume_is_none() -> None:
+    done = update_membership(
+        membership_of(), command_event("pause", "web09", 1), command_event("resume", "web08", 2, "query")
+    )
+
+    assert done.causes == ("pause web09 (unknown node) by user event",)
+
+
+def test_a_resumed_unknown_node_cannot_be_forgotten() -> None:
+    before = updated_membership(membership_of(), command_event("resume", "web09", 1))
+
+    done = update_membership(before, command_event("lbagent-forget", "web09", 2, "query"))
+
+    assert (done.answers, done.causes) == ({"0": "unknown node"}, ())
+    assert done.membership.members == before.members
+
+
+def test_several_unknown_nodes_can_join_in_one_batch() -> None:
+    membership = updated_membership(
+        membership_of(),
+        command_event("pause", "web01", 1),
+        command_event("pause", "web02", 2),
+        join_event(WEB01, WEB02),
+    )
+
+    assert paused_names(membership) == ["web01", "web02"]
+
+
+def test_many_names_in_another_case_are_cut_in_the_answer() -> None:
+    before = membership_of(*(member(name) for name in ("web1", "Web1", "wEb1", "weB1")))
+
+    done = update_membership(before, command_event("pause", "WEB1", 1, "query"))
+
+    assert done.answers == {
+        "0": "refused: 4 nodes have this name in another case: Web1, wEb1, weB1, …; use the exact name"
+    }
+
+
+def test_a_node_whose_address_becomes_known_has_the_resume_of_its_other_name() -> None:
+    pause = LastCommands(5, (PauseCommand("a", pauses=True, at=NOW),))
+    old = member("old", "", status=LEFT, pause=Pause(NOW, "reported by lb02"))._replace(last_commands={"user": pause})
+    before = updated_membership(membership_of(old, member("new")), command_event("resume", "new", 6))
+
+    after = updated_membership(before, join_event("old\t10.0.0.1\tweb\t"))
+
+    assert paused_names(before) == ["old"]
+    assert paused_names(after) == []
+
+
+@pytest.mark.parametrize(
+    ("members", "none"),
+    [
+        ([], True),
+        ([member("web01")], False),
+        ([member("web01", status=FAILED)], False),
+        ([member("web01", status=LEFT)], True),
+        ([member("idle", role="idle"), member("lb01", role="lb")], True),
+        ([member("idle", role="idle"), member("web01")], False),
+    ],
+)
+def test_a_membership_without_a_present_node_of_a_serving_role_is_detected(members: list[Member], none: bool) -> None:  # noqa: FBT001
+    roles = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}, idle: {lb: [none]}}")
+
+    assert has_no_serving_member(membership_of(*members), roles) is none

@@ -1,4 +1,4 @@
-"""`python -m tests.mutation [--all] [--count N] [--seed N] [--again FILE] [PATH…]`: prints what survives.
+"""`python -m tests.mutation [--all | --count N | --each N] [--exact] [PATH…]`: prints the mutants that survive.
 
 All tests run once, to see what each reaches. Then each mutant has the tests that reach it, until one fails.
 """
@@ -32,8 +32,10 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", default=SCOPE, help="modules and packages")
     parser.add_argument("--all", action="store_true", help="every mutant, not a sample")
     parser.add_argument("--count", type=int, default=400, help="size of the sample")
+    parser.add_argument("--each", type=int, help="size of the sample of each module")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the sample")
     parser.add_argument("--again", type=Path, help="only those that survive in these results")
+    parser.add_argument("--exact", action="store_true", help="without the tests of properties, which are slow")
     given = parser.parse_args()
     started = time.monotonic()
     modules = [module for path in map(Path, given.paths) for module in (sorted(path.glob("*.py")) or [path])]
@@ -42,11 +44,16 @@ def main() -> int:
     if given.again:
         survived = read_survivors(given.again)
         mutants = [mutant for mutant in mutants if make_key(mutant) in survived]
+    elif given.each:
+        print(f"{given.each} of each module with seed {given.seed}", flush=True)
+        mutants = [mutant for module in modules for mutant in choose(mutants, module, given.each, given.seed)]
     elif not given.all:
         print(f"a sample of {given.count} with seed {given.seed}", flush=True)
         mutants = random.Random(given.seed).sample(mutants, min(given.count, len(mutants)))
     with tempfile.TemporaryDirectory() as folder:
         reached = runner.measure(modules, Path(folder))
+    if given.exact:
+        reached = reached._replace(properties=())
     print(f"{len(reached.seconds)} tests, {sum(reached.seconds.values()):.0f} s", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("")
@@ -61,6 +68,14 @@ def main() -> int:
     runner.run_mutants(mutants, reached, report)
     print(f"{time.monotonic() - started:.0f} s")
     return print_results([json.loads(line) for line in RESULTS.read_text().splitlines()])
+
+
+def choose(mutants: Sequence[Mutant], module: Path, count: int, seed: int) -> list[Mutant]:
+    """Return an even sample of the mutants of a module: its start depends on the seed, its steps are equal."""
+    found = [mutant for mutant in mutants if mutant.path == module]
+    step = max(len(found) / count, 1)
+    start = random.Random(seed).random() * step
+    return [found[int(position)] for position in (start + step * n for n in range(count)) if position < len(found)]
 
 
 def print_results(entries: Sequence[Mapping[str, str]]) -> int:

@@ -29,20 +29,23 @@ from hypothesis import Phase, settings
 
 from tests.mutation.mutants import Mutant, make_tree
 
+_REPORTS = ("status/test_report.py", "commands/test_status.py", "test_metrics.py")
+
 TESTS: Mapping[str, tuple[str, ...]] = {
-    "membership": ("membership", "run/test_spooled_events.py", "run/test_replies.py"),
-    "planning": ("planning",),
-    "serf": ("serf", "test_names.py"),
+    "membership": ("membership", "planning", "run/test_spooled_events.py", "run/test_replies.py", *_REPORTS),
+    "planning": ("planning", "roles/test_several_roles.py", *_REPORTS),
+    "serf": ("serf", "test_names.py", "checks/test_serf.py", "membership", "run/test_replies.py"),
     "haproxy": (
         *("haproxy/test_reader.py", "haproxy/runtime/test_admission.py", "haproxy/runtime/test_capabilities.py"),
         *("haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
+        *("checks", "planning", "roles/test_several_roles.py", *_REPORTS),
     ),
-    "roles": ("roles",),
+    "roles": ("roles", "checks/test_roles.py", "planning"),
 }
 """The tests of each package that can notice a change in the process that they run in."""
 
-_EXAMPLES = 25
-"""Examples of each property: a quarter of those in `make test`. What they notice, more would notice too."""
+_EXAMPLES = 5
+"""Examples of each property: a twentieth of those in `make test`. What they notice, more would notice too."""
 
 _HISTORIES = 3
 """Histories of each kind in `tests/membership/test_pauses_model.py`."""

@@ -171,3 +171,115 @@ def test_a_line_whose_node_lost_a_tag_is_kept_with_the_reason() -> None:
 )
 def test_a_node_that_is_desired_at_no_marker_has_the_reason(role: str, reason: str) -> None:
     assert explain_no_server(member("web1", role=role), ROLES, {"lb-iis"}) == reason
+
+
+# --- lines without a marker -----------------------------------------------------------------------------------------
+
+COMMENT = "# lbagent paused web1 10.0.0.1 role=web"
+MISSING = "haproxy.cfg:2: the marker of server web1 is missing"
+MISSING_PAUSED = "haproxy.cfg:2: the marker of the paused node web1 is missing"
+AFTER_MARKER = CFG.replace("backend data", f"    {WEB1}\nbackend data")
+HAS_ANOTHER = "it has its line at another marker of the proxy"
+REPLACED = "another server has its name or endpoint"
+
+
+@pytest.mark.parametrize(
+    ("line", "members", "after", "note"),
+    [
+        (WEB1, [member("web1")], WEB1, MISSING),
+        (WEB1, [member("web1", status=FAILED)], WEB1, MISSING),
+        (WEB1, [member("web1", "10.0.0.9")], WEB1.replace("10.0.0.1", "10.0.0.9"), MISSING),
+        (WEB1, [member("web1", "192.168.0.1")], WEB1, MISSING),
+        (WEB1, [member("web1", role="idle")], WEB1, MISSING),
+        (WEB1, [paused_member(member("web1"))], COMMENT, MISSING_PAUSED),
+        (COMMENT, [paused_member(member("web1"))], COMMENT, MISSING_PAUSED),
+        (COMMENT, [member("web1")], None, "haproxy.cfg:2: web1 is resumed, but gets no line: the marker is missing"),
+        (WEB1, [member("web1", status=LEFT)], None, None),
+        (WEB1, [member("web1", status=FAILED), member("web2")], None, None),
+    ],
+)  # fmt: skip
+def test_a_line_without_a_marker_stays_while_its_node_is_present(
+    line: str, members: list[Member], after: str | None, note: str | None
+) -> None:
+    plan = plan_for(f"backend farm\n    {line}\n", ROLES, membership_of(*members))
+
+    assert plan.after == (f"backend farm\n    {after}\n" if after else "backend farm\n",)
+    assert [str(one) for one in plan.notes if str(one).startswith("haproxy.cfg:")] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "members", "reason"),
+    [
+        (AFTER_MARKER, [member("web1")], HAS_ANOTHER),
+        (AFTER_MARKER, [member("web1", "10.0.0.2"), member("web0")], HAS_ANOTHER),
+        (f"backend farm\n    server WEB1 10.9.9.9:80\n    {WEB1}\n", [member("web1")], REPLACED),
+        (f"backend farm\n    server mine 10.0.0.1:80\n    {WEB1}\n", [member("web1")], REPLACED),
+    ],
+)  # fmt: skip
+def test_a_line_without_a_marker_is_removed_where_another_server_replaces_it(
+    text: str, members: list[Member], reason: str
+) -> None:
+    plan = plan_for(text, ROLES, membership_of(*members))
+
+    assert plan.changes["web1"].removed == (f"backend farm: {WEB1}",)
+    assert plan.changes["web1"].reasons == (reason,)
+    assert plan.changed == (plan.added, plan.removed)
+
+
+# --- operator's lines beside managed ones ---------------------------------------------------------------------------
+
+
+def test_a_present_line_stays_beside_an_operators_line_with_its_endpoint() -> None:
+    text = with_line(f"server mine 10.0.0.1:80\n    {WEB1}")
+
+    assert plan_for(text, ROLES, membership_of(member("web1"))).after == (text,)
+
+
+@pytest.mark.parametrize(("name", "at"), [("web1", 2), ("WEB1", 2), ("web1.iis", None), ("web2", 2), ("other", None)])
+def test_an_operators_line_is_adopted_by_name_then_by_endpoint(name: str, at: int | None) -> None:
+    text = with_line(f"server {name} 10.0.0.{1 if at else 7}:80")
+
+    plan = plan_for(text, ROLES, membership_of(member("web1")), PlanOptions(adopt=True))
+
+    assert plan.removed == ((f"backend farm: server {name} 10.0.0.1:80",) if at else ())
+    assert [one.strip() for one in plan.after[0].split("\n") if "lbagent" in one] == [WEB1]
+
+
+def test_two_operators_lines_of_one_node_leave_one() -> None:
+    text = with_line("server mine 10.0.0.1:80\n    server web1 10.0.0.7:80")
+
+    plan = plan_for(text, ROLES, membership_of(member("web1")), PlanOptions(adopt=True))
+
+    assert plan.after == (with_line(f"server mine 10.0.0.1:80\n    {WEB1}"),)
+
+
+# --- invalid roles, and limits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "one", "after"),
+    [
+        (WEB1, member("web1", role="we b"), WEB1),
+        (WEB1, paused_member(member("web1", role="we b")), COMMENT),
+        (COMMENT, paused_member(member("web1", role="we b")), COMMENT),
+        (COMMENT, member("web1", role="we b"), None),
+        (WEB1, member("web1", "10.0.0.2", "we b"), None),
+    ],
+)
+def test_a_line_of_a_node_with_an_invalid_role_stays_at_its_address(line: str, one: Member, after: str | None) -> None:
+    beside = "server web9 10.0.0.9:80 check inter 2s rise 2 fall 2 # lbagent role=web"
+    before = with_line(f"{line}\n    {beside}")
+
+    plan = plan_for(before, ROLES, membership_of(one, member("web9", "10.0.0.9")), PlanOptions(force=True))
+
+    assert plan.after == (with_line(f"{after}\n    {beside}" if after else beside),)
+
+
+def test_failed_nodes_beyond_the_maximum_do_not_count_as_failed() -> None:
+    line = "server api1 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=api"
+    nodes = [member("api1", role="api"), *(member(f"api{at}", f"10.0.0.{at}", "api", status=FAILED) for at in (2, 3))]
+
+    plan = plan_for(with_line(line), ROLES, membership_of(*nodes))
+
+    assert plan.after == (with_line(line),)
+    assert plan.reasons == {f"api{at}": ("iis: role api has reached its maximum of 1",) for at in (2, 3)}

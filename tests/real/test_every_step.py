@@ -1,6 +1,6 @@
 """A fault in any system call of a run loses nothing, leaves nothing half-written, and the answer stays true.
 
-`make test` injects a part of the faults; `make faults` injects all of them.
+`make test` injects a part of the faults; `make faults` injects all of them, `LBAGENT_STEPS=4` every fourth.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import pytest
 
 from tests.helpers.daemon import run_watch
-from tests.helpers.faults import list_spool_records, make_spool_record
+from tests.helpers.faults import list_spool_records, make_spool_record, read_folder
 from tests.helpers.real_programs import (
     LBAGENT,
     RELOADING,
@@ -43,17 +43,17 @@ from tests.helpers.steps import (
     record_steps,
 )
 
-ALL = bool(os.environ.get("LBAGENT_STEPS"))
-"""Whether a fault is injected in every step."""
+EVERY = int(os.environ.get("LBAGENT_STEPS") or 0)
+"""Every how many faults one is injected; 0 for those of `make test`."""
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.timeout(10_800 if ALL else 120),
+    pytest.mark.timeout(10_800 if EVERY else 120),
     pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here"),
 ]
 
 SAMPLE = 3
-"""The number of faults of each change otherwise."""
+"""The number of faults of each change in `make test`."""
 
 BEST_EFFORT = ("history.jsonl", "metrics.prom", "last.json", "roles.json", "peers.json", "served.json")
 """Files of the state directory whose loss never changes an outcome."""
@@ -283,9 +283,13 @@ class Bench:
     def note(self, change: Change, fault: str, wrong: list[str]) -> None:
         """Note what is wrong after a fault, if anything, and repair it."""
         if wrong:
-            self.failures.append("\n    ".join([f"{self.scenario.name}, {change.name}, {fault}", *wrong]))
-            print(self.failures[-1], flush=True)
+            self.fail(f"{self.scenario.name}, {change.name}, {fault}", wrong)
             self.repair(change)
+
+    def fail(self, fault: str, wrong: Sequence[str]) -> None:
+        """Note what is wrong after a fault."""
+        self.failures.append("\n    ".join([fault, *wrong]))
+        print(self.failures[-1], flush=True)
 
     def report(self, steps: list[list[Step]]) -> None:
         """Print the counts."""
@@ -401,13 +405,13 @@ def select(steps: list[list[Step]]) -> Iterator[tuple[int, Step, str]]:
     """Yield the faults to inject: the number of the change, in turns, step and fault. `steps` are those by change."""
     faults = [[(step, fault) for step in found for fault in step.faults] for found in steps]
     total = max(map(len, faults))
-    for number in range(total) if ALL else range(total // SAMPLE // 2, total, total // SAMPLE):
+    for number in range(0, total, EVERY) if EVERY else range(total // SAMPLE // 2, total, total // SAMPLE):
         for change, found in enumerate(faults):
             yield change, *found[number * len(found) // total]
 
 
 @pytest.mark.parametrize(
-    "scenario", [one for one in SCENARIOS if ALL or one.sampled], ids=lambda one: one.name.replace(" ", "-")
+    "scenario", [one for one in SCENARIOS if EVERY or one.sampled], ids=lambda one: one.name.replace(" ", "-")
 )
 def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
     with set_up(scenario) as bench:
@@ -425,7 +429,7 @@ def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scen
 def test_a_write_cut_short_at_any_byte_loses_nothing_and_the_answer_is_true(scenario: Scenario) -> None:
     with set_up(scenario) as bench:
         longest = max(path.stat().st_size for path in (bench.lb.cfg, *bench.lb.state.glob("*.*")))
-        limits = range(0, longest, 40) if ALL else (0, 50, 300, 600, 1_000)
+        limits = range(0, longest, 40 * EVERY) if EVERY else (0, 50, 300, 600, 1_000)
         for limit, change in itertools.product(limits, scenario.changes):
             bench.try_short_write(change, limit)
         bench.check_files_left()
@@ -494,6 +498,79 @@ def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
             daemon.try_fault(WAKE.changes[change], step, fault)
         bench.check_files_left()
         bench.report(steps)
+
+    assert not bench.failures, "\n".join(bench.failures)
+    assert bench.missed <= bench.injected / 5
+
+
+class Answer(NamedTuple):
+    """What a command has printed that only reads."""
+
+    status: int
+    facts: frozenset[str]
+    """Its lines, or its findings, without times."""
+    problems: frozenset[str]
+    """Those that are problems."""
+
+
+READING = [("render",), ("plan",), ("status", "--json"), ("check", "--json")]
+
+
+def read_answer(words: Sequence[str], status: int, output: str) -> Answer:
+    """Return the answer. Raises ValueError if it is cut short."""
+    if words[0] == "status":
+        found = json.loads(output)
+        found["daemon"]["running"] = found["daemon"]["running"] or False  # null: unknown
+        facts = frozenset(f"{key}: {value}" for key, value in found.items() if key != "at")
+        return Answer(status, facts, frozenset(map(str, found["wrong"])))
+    if words[0] == "check":
+        findings = {
+            f"{one['severity']} {one['kind']}": one["severity"] != "ok" for one in json.loads(output)["findings"]
+        }
+        return Answer(status, frozenset(findings), frozenset(one for one, is_bad in findings.items() if is_bad))
+    return Answer(status, frozenset(output.splitlines()), frozenset())
+
+
+def check_answer(words: Sequence[str], good: Answer, done: FaultyRun) -> Iterator[str]:
+    """Yield what is not true in the answer after a fault: it has to be the good one, or to name a problem."""
+    lines = done.errors.splitlines()
+    if "Traceback" in done.errors or not all(line.startswith("lbagent: ") for line in lines):
+        yield "stderr has more than lines of lbagent"
+    if done.status not in (0, good.status):
+        if not lines and done.status not in (-9, -15):
+            yield "an error without a line"
+        return
+    try:
+        found = read_answer(words, done.status, done.output)
+    except ValueError:
+        yield "the answer is cut short"
+        return
+    is_named = lines if words[0] in ("render", "plan") else found.problems - good.problems
+    if found != good and not is_named:
+        yield f"the answer differs without a problem: {sorted(found.facts ^ good.facts)}"
+
+
+@pytest.mark.parametrize("words", READING, ids=lambda words: words[0])
+def test_a_fault_in_any_step_of_a_command_that_reads_changes_nothing_and_the_answer_is_true(
+    words: tuple[str, ...],
+) -> None:
+    with set_up(SCENARIOS[0]) as bench:
+        lb = bench.lb
+        (lb.state / "spool" / "1").write_bytes(make_spool_record("1", "member-join", WEB2))
+        before = read_folder(lb.etc), read_folder(lb.state)
+        done = lb.run(*words)
+        good = read_answer(words, done.returncode, done.stdout.decode())
+        steps = [step for which in bench.filters for step in record_steps(lb, which, words, status=done.returncode)]
+        for _, step, fault in select([steps]):
+            faulty = inject(lb, step, fault, words)
+            bench.count(faulty.line)
+            wrong = [*check_answer(words, good, faulty)]
+            if (read_folder(lb.etc), read_folder(lb.state)) != before:
+                wrong.append("a file has changed")
+            if wrong:
+                wrong.append(f"{faulty.status} {faulty.output!r} {faulty.errors!r}")
+                bench.fail(f"{words[0]}, {fault} in {step.filter.name}: {faulty.line[:200]}", wrong)
+        bench.report([steps])
 
     assert not bench.failures, "\n".join(bench.failures)
     assert bench.missed <= bench.injected / 5

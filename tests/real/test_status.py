@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
+from lbagent.run.engine import Engine
+from lbagent.settings import Settings
+from lbagent.status.report import collect_status
+from lbagent.system import processes
+from lbagent.system.log import Log
 from tests.helpers.real_programs import CONFIG, LBAGENT, RELOADING, Backend, Haproxy, LoadBalancer, binaries, wait_until
 from tests.helpers.real_programs import member_line as line
 
@@ -261,6 +268,31 @@ def test_a_damaged_served_json_is_reported_and_confirms_nothing(lb: LoadBalancer
     assert (found["served"], found["confirmed"]) == (None, None)
     words = f"{path}: damaged or not readable; the next change writes it again"
     assert words in found["problems"]
+
+
+def test_a_damaged_last_json_is_reported(lb: LoadBalancer) -> None:
+    lb.join(line("web01", "127.0.0.11"))
+    path = lb.state / "last.json"
+    path.write_bytes(b"{")
+
+    found = read_json(lb)
+
+    assert (found["run"], found["last_success"]) == (None, None)
+    assert found["problems"] == [f"{path}: damaged or not readable; the next run writes it again"]
+
+
+def test_a_worker_that_cannot_be_read_has_not_ended(
+    lb_and_haproxy: tuple[LoadBalancer, Haproxy], mocker: MockerFixture
+) -> None:
+    lb, haproxy = lb_and_haproxy
+    worker = haproxy.worker()
+    mocker.patch.dict(os.environ, lb.env)
+    mocker.patch.object(processes, "find_process", side_effect=OSError(errno.EMFILE, "Too many open files"))
+
+    found = collect_status(Engine(Settings(str(lb.roles), str(lb.state)), Log()))
+
+    assert found.confirmed is None
+    assert f"HAProxy worker {worker}: cannot be read: Too many open files" in found.problems
 
 
 def test_an_unreadable_file_is_reported_and_the_rest_is_shown(lb: LoadBalancer) -> None:

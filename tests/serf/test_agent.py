@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.names import NAME, canonical_address
+from lbagent.names import NAME, NAME_RULE, canonical_address
 from lbagent.serf import agent
 from lbagent.serf.member_list import (
     AgentInfo,
     ListedMember,
     MemberList,
+    explain_no_query,
     find_peers,
+    find_unreachable_peers,
     parse_answers,
     parse_info,
     parse_member_list,
@@ -103,6 +105,33 @@ def test_a_member_that_is_refused_is_named_and_not_missing(one: Any, why: str) -
     assert [member.name for member in found.members] == ["web02"]
     assert found.names == {one["name"], "web02"}
     assert found.refused == (why,)
+    assert found.strays == {one["name"]: "web"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f'"{"x" * 99}"', f"'\"{'x' * 39}' is not a JSON object"),
+        ("[" * 100_000, "the JSON is nested too deeply"),
+        (f'{{"members": "{"x" * 99}"}}', f"`members` is '{'x' * 40}', not a list"),
+        (f'{{"members": ["{"x" * 99}"]}}', f"'{'x' * 40}' is not a JSON object"),
+        (said(row(name=["x" * 99])), f"'name' is \"['{'x' * 38}\", not text"),
+    ],
+)
+def test_an_invalid_answer_is_described_with_its_beginning(text: str, why: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  # its whole text is compared
+        parse_member_list(text)
+
+    assert str(raised.value) == why
+
+
+def test_a_long_name_or_address_is_cut_in_the_message() -> None:
+    long = "x" * 99
+
+    assert parse_member_list(said(row(name=f"/{long}"), row(addr=long))).refused == (
+        f"serf members: invalid node name '/{long[:79]}'; use {NAME_RULE}",
+        f"serf members: node web01: '{long[:60]}' is not an IP address and a port",
+    )
 
 
 WRONG = ["", "Error connecting", "[]", "7", "null", '"x"', "{}", "NaN", '{"members": [7]}', '{"members": [null, []]}']
@@ -158,6 +187,23 @@ def test_other_load_balancers_have_the_role_of_this_one() -> None:
     assert [one.name for one in find_peers(listed, LB01)] == ["lb02", "lb04"]
     assert [one.name for one in find_peers(listed, LB01._replace(role=""))] == ["lb02", "lb04"]
     assert [one.name for one in find_peers(listed, LB01._replace(role="edge"))] == ["edge"]
+
+
+def test_load_balancers_with_an_invalid_name_or_address_are_not_queried() -> None:
+    rows = [row(name, role=role, addr="-") for name, role in (("lb01", "lb"), ("lb02", "web,lb"), ("web01", "web"))]
+
+    assert find_unreachable_peers(parse_member_list(said(*rows)), LB01) == ("lb02",)
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [("alive", ""), ("failed", "not asked: failed in Serf"), ("left", "not asked: left in Serf")]
+)
+def test_only_an_alive_load_balancer_gets_a_query(status: str, why: str) -> None:
+    assert explain_no_query(status) == why
+
+
+def test_an_answer_is_cut_at_1024_characters() -> None:
+    assert parse_answers(f"Response from 'lb02': {'x' * 2000}", ["lb02"]) == {"lb02": "x" * 1024}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ from lbagent.serf.events import (
     MemberEvent,
     MemberLine,
     StatusQuery,
+    can_send_reason,
+    fold_tags_as_stdin,
     parse_duration,
     parse_event,
+    parse_time,
 )
 from lbagent.serf.raw_event import RawEvent, read_handler_event
 from tests.helpers.builders import NOW, command_event, join_event, member_event, nearly_valid
@@ -142,6 +146,10 @@ def test_a_tag_that_appears_twice_is_dropped() -> None:
     )
 
 
+def test_tags_are_folded_as_stdin_shows_them() -> None:
+    assert fold_tags_as_stdin({"a": "1", "b": "x,c=2", "d": "y,a=3"}) == {"b": "x", "c": "2", "d": "y"}
+
+
 @pytest.mark.parametrize(
     ("case", "wanted"),
     [
@@ -262,6 +270,7 @@ def test_any_bytes_are_parsed_without_an_error(kind: str, name: str, payload: by
         ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
         ("web01 web", command("pause", "web01")),
         ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
+        ("web01 until=99999999999", command("pause", "web01", until=99_999_999_999)),
         ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(duration=7200)),
         (
             "web01 for=90s reason=patch Tuesday for=3h",
@@ -324,6 +333,7 @@ def test_an_invalid_payload_is_refused_with_a_message(payload: str, why: str) ->
         ("15m", 900),
         ("2h", 7200),
         ("7d", 604_800),
+        ("9999999s", 9_999_999),
         ("", None),
         ("s", None),
         ("2", None),
@@ -333,6 +343,35 @@ def test_an_invalid_payload_is_refused_with_a_message(payload: str, why: str) ->
 )
 def test_a_duration_needs_a_unit(text: str, seconds: int | None) -> None:
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0s", None), ("1s", 1), ("3650d", 315_360_000), ("3651d", None), ("1w", None)]
+)
+def test_an_operator_enters_a_time_of_1_s_to_ten_years(text: str, seconds: int | None) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("reason", "can_be_sent"),
+    [
+        ("patch day", True),
+        ("x" * 200, True),
+        ("x" * 201, False),
+        ("é" * 200, True),
+        ("更" * 134, False),
+        ("\x1b", False),
+    ],
+)
+def test_a_reason_is_printable_and_fits_into_a_query(reason: str, can_be_sent: bool) -> None:  # noqa: FBT001
+    assert can_send_reason(reason) is can_be_sent
+
+
+def test_the_digest_is_that_of_other_load_balancers_and_versions() -> None:
+    event = parse_event(command_event("pause", "web01 10.0.0.5"))
+
+    assert isinstance(event, Command)
+    assert event.digest == f"{zlib.crc32(b'pause web01 10.0.0.5'):08x}"
 
 
 def test_the_digest_covers_the_whole_payload() -> None:

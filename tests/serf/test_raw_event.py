@@ -34,6 +34,19 @@ def test_user_events_and_queries_have_a_name_and_an_ltime(kind: str, word: str, 
     assert read_handler_event(environ, b"web01\n", 5, "id") == RawEvent("id", 5, kind, "pause", 7, "", b"web01\n")
 
 
+@pytest.mark.parametrize("kind", ["user", "query", "member-join", ""])
+def test_what_serf_does_not_give_is_empty(kind: str) -> None:
+    assert read_handler_event({b"SERF_EVENT": kind.encode()}, b"", 5, "id") == RawEvent(
+        "id", 5, kind, "", None, "", b""
+    )
+
+
+def test_the_largest_ltime_of_64_bits_is_read() -> None:
+    environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"9" * 19}
+
+    assert read_handler_event(environ, b"", 5, "id").ltime == 10**19 - 1
+
+
 def test_a_query_does_not_use_the_name_of_a_user_event() -> None:
     environ = {b"SERF_EVENT": b"query", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"7"}
 
@@ -96,10 +109,11 @@ def test_any_event_survives_its_record(kind: str, name: str, self_name: str, lti
     assert parse_record(record) == raw._replace(id="id0000")
 
 
-def test_a_member_event_too_long_for_a_record_is_split_at_its_lines() -> None:
-    lines = [b"web%05d\t10.0.0.5\tweb\trole=web,cr=\r,x=%s\n" % (at, b"y" * 200) for at in range(2000)]
+@pytest.mark.parametrize("length", [200, 30_000])
+def test_a_member_event_too_long_for_a_record_is_split_at_its_lines(length: int) -> None:
+    lines = [b"web%05d\t10.0.0.5\tweb\trole=web,cr=\r,x=%s\n" % (at, b"y" * length) for at in range(400)]
 
-    records = list(JOIN._replace(payload=b"".join(lines)).split_records())
+    records = list(JOIN._replace(payload=b"".join(lines), self_name="l" * 5000).split_records())
 
     pieces = [parse_record(record) for record in records]
     assert all(len(record) <= RECORD_LIMIT for record in records)
@@ -119,7 +133,38 @@ def test_a_line_longer_than_a_record_is_dropped_and_the_others_are_kept() -> Non
 def test_a_payload_too_long_for_a_record_is_cut() -> None:
     (record,) = JOIN._replace(kind="user", name="pause", payload=b"x" * 100_000).split_records()
 
+    assert parse_record(record).payload == b"x" * 57_344
     assert len(record) <= RECORD_LIMIT
+
+
+def test_the_longest_fields_leave_room_for_the_payload() -> None:
+    long = "x" * 5000
+    raw = RawEvent(long, 5, long, long, 7, long, b"y" * 100_000)
+
+    (record,) = raw.split_records()
+
+    assert len(record) <= RECORD_LIMIT
+    assert parse_record(record).self_name == "x" * 1024
+
+
+@pytest.mark.parametrize(
+    ("record", "at"),
+    [
+        (b"lbagent 1\0id\0%d\0user\0pause\0007\0lb01\0web01" % 10**14, 10**14),
+        (b"lbagent 1\0id\0%d\0user\0pause\0007\0lb01\0web01" % 10**15, None),
+        (b"lbagent 2\0id\0005\0user\0pause\0007\0lb01\0web01", None),
+        (b"lbagent 1\0id\0x\0user\0pause\0007\0lb01\0web01", None),
+        (b"lbagent 1\0id\0005\0user\0pause\0007\0lb01", None),
+        (b"lbagent 1\0id\0005\0user", None),
+        (b"", None),
+    ],
+)
+def test_a_record_has_all_fields_and_a_time_of_arrival(record: bytes, at: int | None) -> None:
+    if at is None:
+        with pytest.raises(ValueError, match=r"^not a spool record$"):
+            parse_record(record)
+    else:
+        assert parse_record(record) == RawEvent("id", at, "user", "pause", 7, "lb01", b"web01")
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"lbagent 1\0id\0005\0user\0pause\0" + rest))

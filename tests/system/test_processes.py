@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pytest_mock import MockerFixture
 from lbagent.system.processes import (
     can_read_processes,
     find_listening_users,
+    find_process,
     find_processes,
     find_silent_endpoints,
     is_same_endpoint,
@@ -112,6 +114,16 @@ def test_this_process_is_found() -> None:
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1])
 def test_no_such_pid_is_none(pid: int) -> None:
     assert read_process(pid) is None
+    assert find_process(pid) is None
+
+
+def test_a_process_that_cannot_be_read_has_not_ended(sleeper: subprocess.Popen[bytes], mocker: MockerFixture) -> None:
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    mocker.patch("lbagent.system.processes.open", side_effect=error, create=True)
+
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        find_process(sleeper.pid)
+    assert read_process(sleeper.pid) is None
 
 
 def test_an_environment_that_may_not_be_read_is_empty_at_once(

@@ -114,19 +114,9 @@ class ServerChanges:
         except NeedsReload:
             return ()
 
-    def find_possibly_disabled(self, servers: Lines) -> set[Key]:
-        """Return those of `servers` that haproxy.cfg disables or that an agent check may disable."""
-        if self._doubt:
-            return {*servers}
-        # The words of a line are examined only where one of them matters: ten thousand lines without are normal.
-        proxies = {key[0] for key in servers}
-        suspects = {name for name in proxies if {"disabled", "agent-check"} & {*self._find_default_words(name)}}
-        return {
-            key
-            for key, line in servers.items()
-            if ("disabled" in line or "agent-check" in line or key[0] in suspects)
-            and (self.is_disabled(key, line) or self.has_agent(key, line))
-        }
+    def may_be_disabled(self, key: Key, line: str) -> bool:
+        """Return whether haproxy.cfg disables this server, or an agent check may disable it."""
+        return bool(self._doubt) or self.is_disabled(key, line) or self.has_agent(key, line)
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server."""

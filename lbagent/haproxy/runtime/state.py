@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from lbagent.haproxy.config import Key, Lines, format_target, split_server_line
@@ -26,7 +26,13 @@ _STOPPED = 0
 _CHECKED = 0x02 | 0x04
 """State of a check: configured and enabled."""
 
-_FIELDS = 19
+_BE_NAME, _SRV_NAME, _SRV_ADDR, _SRV_OP_STATE, _SRV_ADMIN_STATE = 1, 3, 4, 5, 6
+_SRV_CHECK_HEALTH, _SRV_CHECK_STATE, _SRV_PORT = 12, 13, 18
+"""Fields of a row, with HAProxy's names."""
+
+_NUMBERS = (_SRV_OP_STATE, _SRV_ADMIN_STATE, _SRV_CHECK_HEALTH, _SRV_CHECK_STATE, _SRV_PORT)
+_FIELDS = _SRV_PORT + 1
+"""Number of fields of every version of HAProxy; later versions add more."""
 
 STATS_COMMAND = "show stat -1 4 -1"
 """Statistics of the servers of all proxies (management manual, section 9.3, `show stat`)."""
@@ -37,22 +43,55 @@ _SERVER = "2"
 
 
 class ServerState(NamedTuple):
-    """One server in `show servers state`."""
+    """One server in `show servers state`. Its fields are parsed when they are used, as few of thousands are."""
 
-    address: str
-    port: int
-    out: bool
-    """Whether it was put into maintenance or drain through the runtime API."""
-    passed: bool
-    """Whether a check has passed since it was last down."""
-    draining: bool
-    """Whether it drains, and is not in maintenance."""
-    down: bool
-    """Whether it is DOWN because of its checks alone."""
-    checked: bool
-    """Whether it has checks, which can bring it back."""
-    row: str
-    """The whole row."""
+    fields: list[str]
+    """All words of its row; those that are not used may be one word."""
+
+    @property
+    def address(self) -> str:
+        """Its address."""
+        return self.fields[_SRV_ADDR]
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return int(self.fields[_SRV_PORT])
+
+    @property
+    def endpoint(self) -> str:
+        """ADDRESS:PORT, without the brackets of an IPv6 address."""
+        return f"{self.fields[_SRV_ADDR]}:{self.fields[_SRV_PORT]}"
+
+    @property
+    def out(self) -> bool:
+        """Whether it was put into maintenance or drain through the runtime API."""
+        return int(self.fields[_SRV_ADMIN_STATE]) & _OUT != 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether a check has passed since it was last down."""
+        return int(self.fields[_SRV_CHECK_HEALTH]) > 0
+
+    @property
+    def draining(self) -> bool:
+        """Whether it drains, and is not in maintenance."""
+        return int(self.fields[_SRV_ADMIN_STATE]) & _OUT == _DRAIN
+
+    @property
+    def down(self) -> bool:
+        """Whether it is DOWN because of its checks alone."""
+        return int(self.fields[_SRV_OP_STATE]) == _STOPPED and int(self.fields[_SRV_ADMIN_STATE]) == 0
+
+    @property
+    def checked(self) -> bool:
+        """Whether it has checks, which can bring it back."""
+        return int(self.fields[_SRV_CHECK_STATE]) & _CHECKED == _CHECKED
+
+    @property
+    def row(self) -> str:
+        """The whole row."""
+        return " ".join(self.fields)
 
 
 def parse_states(answer: str) -> Mapping[Key, ServerState]:
@@ -60,25 +99,13 @@ def parse_states(answer: str) -> Mapping[Key, ServerState]:
     version, *lines = answer.splitlines() or [""]
     if version != STATES_VERSION:
         raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
-    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    rows = [line.split(None, _FIELDS) for line in lines if line and not line.startswith("#")]
     if any(len(row) < _FIELDS for row in rows):
         raise ValueError("has truncated rows")
-    return {(row[1], row[3]): _parse_state(row) for row in rows}
-
-
-def _parse_state(row: list[str]) -> ServerState:
-    admin = int(row[6])
-    draining = bool(admin & _DRAIN and not admin & _MAINT)
-    return ServerState(
-        address=row[4],
-        port=int(row[18]),
-        out=bool(admin & _OUT),
-        passed=int(row[12]) > 0,
-        draining=draining,
-        down=int(row[5]) == _STOPPED and admin == 0,
-        checked=int(row[13]) & _CHECKED == _CHECKED,
-        row=" ".join(row),
-    )
+    for at in _NUMBERS:
+        for number in {row[at] for row in rows}:
+            int(number)
+    return {(row[_BE_NAME], row[_SRV_NAME]): ServerState(row) for row in rows}
 
 
 def _is_at(state: ServerState, address: str, port: int) -> bool:
@@ -86,17 +113,20 @@ def _is_at(state: ServerState, address: str, port: int) -> bool:
 
 
 def find_differences(
-    found: Mapping[Key, ServerState], wanted: Lines, left: Iterable[Key], may_be_out: Container[Key] = ()
+    found: Mapping[Key, ServerState],
+    wanted: Lines,
+    left: Iterable[Key],
+    may_be_out: Callable[[Key, str], bool] | None = None,
 ) -> Mapping[Key, str]:
     """Describe each server that differs from `wanted`, and each of `left` that still gets traffic.
 
-    Servers in `may_be_out` may be out of balancing: they are disabled in haproxy.cfg, or by an agent.
+    `may_be_out` returns whether a server may be out of balancing: it is disabled in haproxy.cfg, or by an agent.
     """
     differences = {}
     for key, line in wanted.items():
         state = found.get(key)
         # Fast path: most of ten thousand servers are as their lines are.
-        if state and not state.out and f" {state.address}:{state.port} " in line and not is_drained(line):
+        if state and not state.out and f" {state.endpoint} " in line and not is_drained(line):
             continue
         address, port, _ = split_server_line(line)
         if state is None:
@@ -106,7 +136,7 @@ def find_differences(
         elif is_drained(line):
             if not state.out:
                 differences[key] = f"{format_target(key)} still gets new clients"
-        elif state.out and key not in may_be_out:
+        elif state.out and not (may_be_out and may_be_out(key, line)):
             differences[key] = f"{format_target(key)} is out of balancing"
     strays = (key for key in left if key not in wanted and key in found and not found[key].out)
     return differences | {key: f"{format_target(key)} still gets traffic" for key in strays}

@@ -119,6 +119,15 @@ def test_a_row_of_eighteen_fields_is_truncated() -> None:
         state.parse_states(f"1\n{' '.join(words[:18])}\n")
 
 
+@pytest.mark.parametrize("at", [5, 6, 12, 13, 18])
+def test_a_row_with_text_in_place_of_a_number_is_rejected(at: int) -> None:
+    words = ROW.format(op=2, admin=0, rise=4, check=6).split()
+    words[at] = "x"
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        state.parse_states(f"1\n{' '.join(words)}\n")
+
+
 def test_an_unexpected_answer_is_quoted_in_part() -> None:
     with pytest.raises(ValueError, match=r"^has an unexpected answer: 'x{60}'$"):
         state.parse_states("x" * 61)
