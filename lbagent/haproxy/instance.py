@@ -85,6 +85,11 @@ class Haproxy:
         """Return whether nothing shows a running HAProxy: no process, pidfile or stats socket."""
         return self._running is None and process.is_shown_not_to_run(self._settings.config, self._lines)
 
+    def explain_other_files(self, names: Sequence[str]) -> str:
+        """Return why HAProxy loads other text than `names`, the files of `haproxy.config`; empty where it does not."""
+        found = process.explain_other_files(self._running, names) if self._running else ""
+        return f"HAProxy was started with other files than haproxy.config: {found}" if found else ""
+
     def has_read_since(self, changed: float, size: int) -> bool:
         """Return whether the worker has certainly read the file as it is since `changed` (epoch seconds).
 
