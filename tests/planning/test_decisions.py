@@ -250,6 +250,13 @@ def test_an_operators_line_is_adopted_by_name_then_by_endpoint(name: str, at: in
     assert [one.strip() for one in plan.after[0].split("\n") if "lbagent" in one] == [WEB1]
 
 
+@pytest.mark.parametrize(("endpoint", "there"), [("10.0.0.1:80", 0), ("10.0.0.1:81", 1)])
+def test_a_server_template_with_its_endpoint_has_priority(endpoint: str, there: int) -> None:
+    text = with_line(f"server-template more 1-2 {endpoint}")
+
+    assert len(plan_for(text, ROLES, membership_of(member("web1"))).added) == there
+
+
 def test_two_operators_lines_of_one_node_leave_one() -> None:
     text = with_line("server mine 10.0.0.1:80\n    server web1 10.0.0.7:80")
 
@@ -288,6 +295,23 @@ def test_failed_nodes_beyond_the_maximum_do_not_count_as_failed() -> None:
 
     assert plan.after == (with_line(line),)
     assert plan.reasons == {f"api{at}": ("iis: role api has reached its maximum of 1",) for at in (2, 3)}
+
+
+def test_nodes_with_a_refused_address_do_not_count_for_the_maximum() -> None:
+    nodes = [member("api0", "127.0.0.1", "api"), member("api1", "10.0.0.1", "api"), member("api2", "10.0.0.2", "api")]
+
+    plan = plan_for(CFG, ROLES, membership_of(*nodes))
+
+    assert list(plan.changes) == ["api1"]
+    assert plan.reasons["api2"] == ("iis: role api has reached its maximum of 1",)
+
+
+@pytest.mark.parametrize(("web", "api"), [("a", "b"), ("b", "a")])
+def test_of_two_roles_at_one_marker_the_first_name_has_a_common_address(web: str, api: str) -> None:
+    plan = plan_for(CFG, ROLES, membership_of(member(web), member(api, role="api")))
+
+    assert list(plan.changes) == ["a"]
+    assert plan.reasons == {"b": ("in backend farm: a has 10.0.0.1:80",)}
 
 
 def test_a_second_line_of_a_node_is_removed_without_a_reason() -> None:
