@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from lbagent.errors import TryAgain
 from lbagent.serf import agent
@@ -80,6 +82,15 @@ def test_a_host_without_serf_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
         agent.fetch_info()
 
     assert str(raised.value) == "serf: cannot be started: no such program; install it"
+
+
+def test_serf_that_cannot_be_started_now_is_tried_again(mocker: MockerFixture) -> None:
+    mocker.patch("lbagent.system.subprocess.run_program", side_effect=OSError(errno.EMFILE, "Too many open files"))
+
+    with pytest.raises(TryAgain) as raised:
+        agent.fetch_info()
+
+    assert str(raised.value) == "serf: cannot be started: Too many open files; try again"
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
