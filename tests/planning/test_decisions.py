@@ -297,6 +297,35 @@ def test_failed_nodes_beyond_the_maximum_do_not_count_as_failed() -> None:
     assert plan.reasons == {f"api{at}": ("iis: role api has reached its maximum of 1",) for at in (2, 3)}
 
 
+def test_a_line_whose_node_lost_a_tag_keeps_its_endpoint() -> None:
+    before = planned_text(CFG, ROLES, membership_of(member("web1", role="db", tags={"port": "1"})))
+
+    plan = plan_for(
+        before, ROLES, membership_of(member("web1", role="db"), member("web2", role="db", tags={"port": "1"}))
+    )
+
+    assert plan.after == (before,)
+    assert plan.reasons["web2"] == ("in backend data: web1 has 10.0.0.1:1",)
+
+
+def test_lines_without_a_marker_are_guarded_together() -> None:
+    text = f"backend farm\n    {WEB1}\n"
+
+    plan = plan_for(text, ROLES, membership_of(member("web1", status=LOST)))
+
+    assert plan.after == (text,)
+    assert [str(one) for one in plan.blocked] == [
+        "1 of 1 lines without a marker in backend farm would be removed: web1"
+    ]
+
+
+@pytest.mark.parametrize("text", [f".if 0\n{CFG}.endif\n", CFG.replace("farm\n", "farm\n    disabled\n")])
+def test_a_marker_that_haproxy_does_not_read_is_a_note(text: str) -> None:
+    notes = plan_for(text, ROLES, membership_of()).notes
+
+    assert notes[0] == "haproxy.cfg:3: HAProxy does not read the lines at this marker (`.if`, or `disabled`)"
+
+
 def test_nodes_with_a_refused_address_do_not_count_for_the_maximum() -> None:
     nodes = [member("api0", "127.0.0.1", "api"), member("api1", "10.0.0.1", "api"), member("api2", "10.0.0.2", "api")]
 
