@@ -358,6 +358,10 @@ def test_a_switch_takes_no_value(name: str) -> None:
     assert agent.parse_options(["serf", "agent", f"-{name}", "-node", "lb01"]) == [(name, "true"), ("node", "lb01")]
 
 
+def test_an_option_at_the_end_has_an_empty_value() -> None:
+    assert agent.parse_options(["serf", "agent", "-rejoin", "-node"]) == [("rejoin", "true"), ("node", "")]
+
+
 def test_addresses_to_join_are_in_files_and_on_the_command_line() -> None:
     settings = agent.merge_settings(
         ["serf", "agent", "-join=a", "-retry-join=c", "-join", "b"], [{"start_join": ["z", 5], "retry_join": "d"}]
