@@ -168,6 +168,13 @@ def test_an_unknown_node_whose_pause_expired_is_forgotten() -> None:
     assert drop_expired_of(drop_expired_of(membership, NOW + 60), NOW + 61) == Membership()
 
 
+def test_a_member_that_is_forgotten_leaves_the_others_as_they_are() -> None:
+    kept = paused_member(member("web02", "10.0.0.2", tags={"a": "1"}))
+    gone = member("web01", status=LEFT)
+
+    assert drop_expired_of(membership_of(gone, kept), NOW + 24 * HOUR) == membership_of(kept)
+
+
 @pytest.mark.parametrize("status", [ALIVE, FAILED])
 def test_a_present_member_is_never_forgotten(status: str) -> None:
     membership = membership_of(member("web01", status=status))

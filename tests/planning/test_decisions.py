@@ -250,6 +250,13 @@ def test_an_operators_line_is_adopted_by_name_then_by_endpoint(name: str, at: in
     assert [one.strip() for one in plan.after[0].split("\n") if "lbagent" in one] == [WEB1]
 
 
+@pytest.mark.parametrize(("endpoint", "there"), [("10.0.0.1:80", 0), ("10.0.0.1:81", 1)])
+def test_a_server_template_with_its_endpoint_has_priority(endpoint: str, there: int) -> None:
+    text = with_line(f"server-template more 1-2 {endpoint}")
+
+    assert len(plan_for(text, ROLES, membership_of(member("web1"))).added) == there
+
+
 def test_two_operators_lines_of_one_node_leave_one() -> None:
     text = with_line("server mine 10.0.0.1:80\n    server web1 10.0.0.7:80")
 
@@ -288,6 +295,52 @@ def test_failed_nodes_beyond_the_maximum_do_not_count_as_failed() -> None:
 
     assert plan.after == (with_line(line),)
     assert plan.reasons == {f"api{at}": ("iis: role api has reached its maximum of 1",) for at in (2, 3)}
+
+
+def test_a_line_whose_node_lost_a_tag_keeps_its_endpoint() -> None:
+    before = planned_text(CFG, ROLES, membership_of(member("web1", role="db", tags={"port": "1"})))
+
+    plan = plan_for(
+        before, ROLES, membership_of(member("web1", role="db"), member("web2", role="db", tags={"port": "1"}))
+    )
+
+    assert plan.after == (before,)
+    assert plan.reasons["web2"] == ("in backend data: web1 has 10.0.0.1:1",)
+
+
+def test_lines_without_a_marker_are_guarded_together() -> None:
+    text = f"backend farm\n    {WEB1}\n"
+
+    plan = plan_for(text, ROLES, membership_of(member("web1", status=LOST)))
+
+    assert plan.after == (text,)
+    assert [str(one) for one in plan.blocked] == [
+        "1 of 1 lines without a marker in backend farm would be removed: web1"
+    ]
+
+
+@pytest.mark.parametrize("text", [f".if 0\n{CFG}.endif\n", CFG.replace("farm\n", "farm\n    disabled\n")])
+def test_a_marker_that_haproxy_does_not_read_is_a_note(text: str) -> None:
+    notes = plan_for(text, ROLES, membership_of()).notes
+
+    assert notes[0] == "haproxy.cfg:3: HAProxy does not read the lines at this marker (`.if`, or `disabled`)"
+
+
+def test_nodes_with_a_refused_address_do_not_count_for_the_maximum() -> None:
+    nodes = [member("api0", "127.0.0.1", "api"), member("api1", "10.0.0.1", "api"), member("api2", "10.0.0.2", "api")]
+
+    plan = plan_for(CFG, ROLES, membership_of(*nodes))
+
+    assert list(plan.changes) == ["api1"]
+    assert plan.reasons["api2"] == ("iis: role api has reached its maximum of 1",)
+
+
+@pytest.mark.parametrize(("web", "api"), [("a", "b"), ("b", "a")])
+def test_of_two_roles_at_one_marker_the_first_name_has_a_common_address(web: str, api: str) -> None:
+    plan = plan_for(CFG, ROLES, membership_of(member(web), member(api, role="api")))
+
+    assert list(plan.changes) == ["a"]
+    assert plan.reasons == {"b": ("in backend farm: a has 10.0.0.1:80",)}
 
 
 def test_a_second_line_of_a_node_is_removed_without_a_reason() -> None:

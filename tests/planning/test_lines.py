@@ -69,6 +69,7 @@ def unserved(
         (CFG.replace("server web2 10.0.0.2:80 check # lbagent", "# lbagent paused web2 10.0.0.2"), WEB, ["iis"]),
         (CFG.replace("check # lbagent role=web\n    # add", "weight 0 # lbagent paused role=web\n    # add"), WEB, ["iis"]),
         (with_lines("server mine 10.0.0.9:80"), (WEB[0], paused_member(WEB[1])), []),
+        (with_lines(".if 0", "server mine 10.0.0.9:80", ".endif"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 backup"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 disabled"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 # backup"), (WEB[0], paused_member(WEB[1])), []),

@@ -362,6 +362,7 @@ def test_an_operator_enters_a_time_of_1_s_to_ten_years(text: str, seconds: int |
         ("é" * 200, True),
         ("更" * 134, False),
         ("\x1b", False),
+        ("\udc83", False),
     ],
 )
 def test_a_reason_is_printable_and_fits_into_a_query(reason: str, can_be_sent: bool) -> None:  # noqa: FBT001
@@ -387,6 +388,13 @@ def test_the_digest_covers_the_whole_payload() -> None:
     assert isinstance(verb, Command)
     assert one.digest == same.digest
     assert len({one.digest, other.digest, verb.digest}) == 3
+
+
+def test_of_two_senders_the_first_counts() -> None:
+    event = parse_event(command_event("pause", "web01 by=alice@lb01 by=lb02 reason=by=lb03"))
+
+    assert isinstance(event, Command)
+    assert (event.name, event.by, event.reason) == ("web01", "alice@lb01", "by=lb03")
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "forget"])

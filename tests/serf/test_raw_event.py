@@ -41,6 +41,19 @@ def test_what_serf_does_not_give_is_empty(kind: str) -> None:
     )
 
 
+def test_an_event_without_variables_has_empty_fields() -> None:
+    assert read_handler_event({}, b"x", 5, "id") == RawEvent("id", 5, "", "", None, "", b"x")
+
+
+def test_a_name_that_is_not_utf_8_is_kept() -> None:
+    environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"\x83E", b"SERF_SELF_NAME": b"lb\xff"}
+
+    raw = read_handler_event(environ, b"", 5, "id")
+
+    assert (raw.name, raw.self_name) == ("\udc83E", "lb\udcff")
+    assert parse_record(next(raw.split_records())) == raw._replace(id="id0000")
+
+
 def test_a_member_event_has_no_name() -> None:
     environ = {b"SERF_EVENT": b"member-join", b"SERF_QUERY_NAME": b"pause", b"SERF_USER_EVENT": b"pause"}
 

@@ -242,7 +242,7 @@ def test_the_running_agent_has_its_files_in_order_and_what_is_wrong_with_them(
     ]
     assert found.settings["event_handlers"] == ["one", "two"]
     assert found.unreadable == [
-        Unreadable(f"{tmp_path}/long.json", "not read: larger than 1048576 bytes"),
+        Unreadable(f"{tmp_path}/long.json", "not read: larger than 1048576 bytes", hidden=False, broken=False),
         Unreadable(f"{tmp_path}/missing.json", "cannot be read: No such file or directory", hidden=True),
         Unreadable(
             f"{tmp_path}/broken.json",
