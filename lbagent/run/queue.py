@@ -95,6 +95,15 @@ class DrainLoop:
                 self.run_once(run)
 
 
+def _is_late(spool: Spool) -> bool:
+    """Return whether the oldest event waits for longer than the daemon takes; not where that is unknown."""
+    try:
+        oldest = spool.find_oldest_time()
+    except OSError:
+        return False
+    return oldest is not None and time.time() - oldest >= WATCH_HANGS_AFTER
+
+
 def drain_spool(settings: Settings, log: Log) -> int:
     """Run until the spool is empty, or the lock is busy: its holder then applies the rest. Failures are logged.
 
@@ -103,7 +112,7 @@ def drain_spool(settings: Settings, log: Log) -> int:
     """
     paths = settings.paths
     spool = Spool(paths.spool, RECORD_LIMIT)
-    if is_locked(paths.watch_lock) and time.time() - (spool.find_oldest_time() or time.time()) < WATCH_HANGS_AFTER:
+    if is_locked(paths.watch_lock) and not _is_late(spool):
         return 0
     if not may_lock(paths.lock):
         if error := explain_waiting_event(paths):

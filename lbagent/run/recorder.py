@@ -201,7 +201,9 @@ class Recorder:
     def _collect_numbers(self, last: Last, live: CurrentConfig | None) -> metrics.Numbers:
         membership, plan = self._find_membership(), self._plan
         haproxy = self.transaction.haproxy if self.transaction else None
-        oldest = self._spool.find_oldest_time()
+        oldest = None
+        with contextlib.suppress(OSError):
+            oldest = self._spool.find_oldest_time()
         numbers = metrics.Numbers(
             lbagent.__version__,
             last.run or 0,

@@ -142,7 +142,8 @@ def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | N
     try:
         result = subprocess.run_program(["serf", *argv], timeout, environ=dict(os.environ), enough=enough)
     except OSError as error:
-        raise TryAgain(f"serf: cannot be started: {error.strerror}; install it") from error
+        fix = "install it" if isinstance(error, FileNotFoundError) else "try again"
+        raise TryAgain(f"serf: cannot be started: {error.strerror}; {fix}") from error
     if not result.succeeded:
         raise TryAgain(f"Serf agent: `serf {argv[0]}` failed: {brief(result.output.split(chr(10))[0])}")
     return result.output

@@ -142,10 +142,10 @@ class Spool:
                     os.unlink(name, dir_fd=here)
 
     def find_oldest_time(self) -> float | None:
-        """Return when the oldest record was written, in epoch seconds; None if there is none."""
+        """Return when the oldest record was written, in epoch seconds; None if there is none. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), open_folder(self.folder) as here:
             for name in _list_visible(here):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):
                     return os.lstat(name, dir_fd=here).st_mtime
         return None
 

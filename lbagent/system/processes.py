@@ -213,15 +213,18 @@ class Process(NamedTuple):
         A HAProxy master makes two execs per reload.
         """
         deadline = time.monotonic() + _EXEC
-        while (content := self._read(name)) == b"" and self._is_in_exec() and time.monotonic() < deadline:
+        while (content := self._read(name)) == b"" and time.monotonic() < deadline:
+            before, content, after = self._read_env_end(), self._read(name), self._read_env_end()
+            # The address is another one after each exec, and 0 during one.
+            if content or before == after != b"0" or not is_running(*self.identity):
+                break
             time.sleep(_POLL)
-        # The exec may have ended between the two looks.
-        return content or self._read(name) or b""
+        return content or b""
 
-    def _is_in_exec(self) -> bool:
-        """Return whether the process runs and its memory has no environment yet, see env_end in proc(5)."""
+    def _read_env_end(self) -> bytes:
+        """Return where the environment ends in the memory of the process, see env_end in proc(5)."""
         fields = (self._read("stat") or b"").rpartition(b") ")[2].split()
-        return len(fields) > _ENV_END and fields[_ENV_END] == b"0" and is_running(*self.identity)
+        return fields[_ENV_END] if len(fields) > _ENV_END else b""
 
     def _read_lines(self, name: str) -> list[bytes]:
         return (self._read(name) or b"").split(b"\n")

@@ -92,6 +92,11 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
 _ELSEWHERE = {"write": re.compile("[12]<"), "pread64": re.compile(r"\d+</memfd:")}
 """The descriptors of these calls that count without a filter for paths: other files are not lbagent's, or have one."""
 
+_REPEATS = 10
+"""Equal calls on one path that are kept at the begin of a run, and at its end."""
+
+_PATH = re.compile('["<](/[^">]*)[">]')
+
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\((.*)")
 
 
@@ -199,6 +204,16 @@ def parse_steps(which: Filter, trace: str) -> list[Step]:
                     continue
                 found.append(Step(which, call, counted[call], line))
     return found
+
+
+def limit_repeats(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps without those in the midst of a loop, which waits for a process."""
+    places: dict[tuple[str, str, str], list[int]] = {}
+    for at, step in enumerate(steps):
+        if paths := _PATH.findall(step.line):
+            places.setdefault((step.filter.name, step.call, paths[-1]), []).append(at)
+    left_out = {at for found in places.values() for at in found[_REPEATS:-_REPEATS]}
+    return [step for at, step in enumerate(steps) if at not in left_out]
 
 
 def inject(

@@ -587,6 +587,15 @@ def test_a_pause_of_a_node_that_left_is_added_however_old() -> None:
     assert (after.status, after.changed, after.address) == (LEFT, NOW + 10 * FORGET_AFTER, "10.0.0.9")
 
 
+@pytest.mark.parametrize(("until", "changed"), [(NOW, NOW - 9), (NOW + 1, NOW), (None, NOW)])
+def test_a_node_that_left_is_as_old_as_its_pause_unless_that_is_in_effect(until: int | None, changed: int) -> None:
+    pause = Pause(NOW - 9, "", "", until)
+
+    after = merged(membership_of(), PauseReport("web09", True, (), {}, pause)).members["web09"]
+
+    assert after == Member("web09", "", "", None, LEFT, changed, pause._replace(by="reported by lb02"))
+
+
 # --- the statuses of the other load balancers -----------------------------------------------------------------------
 
 INFO = AgentInfo("lb01", "lb", encrypted=True, clocks={}, handlers={})

@@ -38,6 +38,7 @@ from tests.helpers.steps import (
     attach,
     find_injected,
     inject,
+    limit_repeats,
     list_filters,
     parse_steps,
     record_steps,
@@ -96,6 +97,9 @@ class Scenario(NamedTuple):
     roles: str = ROLES
     watch: bool = False
     agents: bool = False
+    master_cli: bool = False
+    filters: tuple[str, ...] = ()
+    """The names of the filters, if it has other steps than another scenario only there."""
     sampled: bool = True
     """Whether it is part of `make test`: others have most steps in common with these."""
 
@@ -122,6 +126,15 @@ LEAVE = Change("leave", lambda _: handle("member-leave", WEB2), serves=False)
 SCENARIOS = [
     Scenario("join and leave", (JOIN, LEAVE), NEXT),
     Scenario("join and leave by reloads", (JOIN, LEAVE), Command(("apply", "--force")), RELOADING, sampled=False),
+    Scenario(
+        "join and leave by reloads of the master CLI",
+        (JOIN, LEAVE),
+        Command(("apply", "--force")),
+        RELOADING,
+        master_cli=True,
+        filters=("connections", "processes"),
+        sampled=False,
+    ),
     Scenario(
         "pause and resume by event",
         (Change("pause", user("pause"), serves=False, line=PAUSED), Change("resume", user("resume"), serves=True)),
@@ -202,12 +215,13 @@ class Bench:
                 wanted = self.make(change)
                 steps.extend(record_steps(self.lb, self.filters[number], wanted.words, wanted.stdin, wanted.env))
                 self.wait()
-        return found
+        return [limit_repeats(steps) for steps in found]
 
     @property
     def filters(self) -> list[Filter]:
         """The filters, with the processes that HAProxy has now."""
-        return list_filters(self.lb, [self.haproxy.pid, self.haproxy.worker()])
+        found = list_filters(self.lb, [self.haproxy.pid, self.haproxy.worker()])
+        return [one for one in found if one.name in (self.scenario.filters or (one.name,))]
 
     def wait(self) -> None:
         """Wait until the daemon, if one runs, has applied all events."""
@@ -312,7 +326,8 @@ class Bench:
         if len(lines) > 1:
             yield "more than one line on stderr"
         is_query = wanted_kind(change) == "query"
-        if done.status not in (0, -9) and not lines and not is_query:
+        # The commands print a line for each load balancer.
+        if done.status not in (0, -9) and not lines and not is_query and not done.output:
             yield "an error without a line"
         stored = self.is_stored(change)
         if not killed and not stored and not is_query and done.status == 0:
@@ -381,7 +396,8 @@ def set_up(scenario: Scenario, *, wakes: bool = False) -> Iterator[Bench]:
     """
     with contextlib.ExitStack() as stack:
         lb = stack.enter_context(LoadBalancer(roles=scenario.roles))
-        haproxy = stack.enter_context(Haproxy(lb))
+        more = ["-S", f"{lb.folder}/master.sock"] if scenario.master_cli else []
+        haproxy = stack.enter_context(Haproxy(lb, more=more))
         for number in (1, 2):
             stack.enter_context(Backend(f"web{number}", f"127.0.0.{10 + number}", lb.port))
         rpc = "127.0.0.1:1"

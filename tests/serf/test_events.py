@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lbagent.names import NAME, NAME_RULE, canonical_address
 from lbagent.serf.events import (
+    QUERIES,
     Command,
     Ignored,
     Malformed,
@@ -386,6 +387,14 @@ def test_the_digest_covers_the_whole_payload() -> None:
     assert isinstance(verb, Command)
     assert one.digest == same.digest
     assert len({one.digest, other.digest, verb.digest}) == 3
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "forget"])
+def test_the_query_of_each_verb_is_parsed_as_that_verb(verb: str) -> None:
+    event = parse_event(command_event(QUERIES[verb], "web01", 1, "query"))
+
+    assert isinstance(event, Command)
+    assert event.verb == verb
 
 
 def test_a_status_query_is_parsed() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from lbagent.errors import TryAgain
 from lbagent.serf import agent
@@ -82,6 +84,15 @@ def test_a_host_without_serf_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(raised.value) == "serf: cannot be started: no such program; install it"
 
 
+def test_serf_that_cannot_be_started_now_is_tried_again(mocker: MockerFixture) -> None:
+    mocker.patch("lbagent.system.subprocess.run_program", side_effect=OSError(errno.EMFILE, "Too many open files"))
+
+    with pytest.raises(TryAgain) as raised:
+        agent.fetch_info()
+
+    assert str(raised.value) == "serf: cannot be started: Too many open files; try again"
+
+
 # --- queries ------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +141,7 @@ def test_a_query_ends_once_all_nodes_have_answered_and_each_answer_is_reported_o
         ('SERF_RPC_AUTH="token"', "token"),
         ("SERF_RPC_AUTH=\"token'", "\"token'"),
         ('SERF_RPC_AUTH="', '"'),
+        ("SERF_RPC_AUTH=XtokenX", "XtokenX"),
         ('SERF_RPC_AUTH=""', None),
         ("SERF_RPC_AUTH=", None),
         ("SERF_RPC_AUTH=a=b\nSERF_RPC_AUTH=c", "a=b"),
@@ -163,13 +175,17 @@ def test_a_changed_serf_env_replaces_its_own_variables_only(tmp_path: Path) -> N
     assert environ == {"SERF_RPC_ADDR": "127.0.0.1:9"}
 
 
-def test_a_serf_env_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "serf.env").mkdir()
-    env = SerfEnv([str(tmp_path)], {})
-
+def test_a_serf_env_that_cannot_be_read_is_an_error_and_sets_nothing(tmp_path: Path) -> None:
+    path, environ = tmp_path / "serf.env", dict[str, str]()
+    path.write_text("SERF_RPC_AUTH=old")
+    env = SerfEnv([str(tmp_path)], environ)
     env.load()
+    path.unlink()
+    path.mkdir()
 
+    assert env.load() is True
     assert env.error == f"{tmp_path}/serf.env: cannot be read: Is a directory"
+    assert environ == {}
 
 
 @pytest.mark.parametrize(

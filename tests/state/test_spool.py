@@ -121,6 +121,14 @@ def test_the_age_of_the_oldest_is_known(spool: Spool, folder: Path) -> None:
     assert spool.find_oldest_time() == 1000
 
 
+def test_an_age_that_cannot_be_read_is_an_error(spool: Spool, mocker: MockerFixture) -> None:
+    spool.store(b"one")
+    mocker.patch.object(os, "lstat", side_effect=OSError(errno.EIO, os.strerror(errno.EIO)))
+
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        spool.find_oldest_time()
+
+
 @pytest.mark.parametrize(
     "name", ["x", "007", "0", "-1", "1.5", "1e3", "٣", "9" * 18, "9" * 40, " 1", "a\nb", "日本", "%s", "~", "1~"]
 )
