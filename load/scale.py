@@ -6,6 +6,7 @@ A hundred members per proxy, in a real HAProxy with `watch`. The Serf agent runs
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import lbagent
 from tests.helpers.real_programs import LBAGENT, Haproxy, LoadBalancer, SerfAgent, binaries, wait_until
 
 SIZES = (200, 2_000, 20_000)
@@ -26,7 +28,10 @@ TIMES = int(os.environ.get("TIMES", "7"))
 VERSION = os.environ.get("HAPROXY", "3.0")
 
 STATUS_LIMIT, SYNC_LIMIT, PAUSE_LIMIT = 4.0, 3.0, 300.0
-"""Limits at 20,000 members: `status` / `plan`, `sync` / `haproxy -c`, and the milliseconds of a pause."""
+"""Limits at 20,000 members: `status` / `plan`, `sync` / `haproxy -c`, and the milliseconds of a pause.
+
+`sync` runs `haproxy -c` beside its other work, so its duration is compared; that of `status` is compared in CPU time.
+"""
 
 _HEAD = """\
 global
@@ -90,6 +95,8 @@ class Row(NamedTuple):
 def main(words: Sequence[str]) -> int:
     """Measure, and print the table; returns 0 if every promise is kept at the largest size."""
     sizes = [int(word) for word in words] or SIZES
+    # As installed: without byte code, each command would compile all modules again.
+    compileall.compile_dir(Path(lbagent.__file__).parent, quiet=1)
     found = [measure(size) for size in sizes]
     print_table(sizes, [Row(name, name.rpartition(", ")[2], tuple(one[name] for one in found)) for name in found[0]])
     return check_promises(found[-1])
@@ -258,7 +265,7 @@ def check_promises(figures: dict[str, float]) -> int:
     """Print the promises with what was measured; returns 1 if one is not kept, else 0."""
     promises = [
         ("`status` / `plan`", figures["`status`, CPU ms"] / figures["`plan`, CPU ms"], STATUS_LIMIT, "x"),
-        ("`sync` / `haproxy -c`", figures["`sync`, CPU ms"] / figures["`haproxy -c`, CPU ms"], SYNC_LIMIT, "x"),
+        ("`sync` / `haproxy -c`", figures["`sync`, ms"] / figures["`haproxy -c`, ms"], SYNC_LIMIT, "x"),
         ("pause to HAProxy", figures["pause to HAProxy, ms"], PAUSE_LIMIT, " ms"),
     ]
     for name, value, limit, unit in promises:

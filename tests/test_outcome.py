@@ -7,7 +7,6 @@ import re
 import pytest
 
 from lbagent import errors
-from lbagent.haproxy.instance import NotAccepted
 from lbagent.haproxy.reload import ReloadFailed
 from lbagent.outcome import BlockedRemoval, Outcome, Verdict, format_line_counts, format_quarantined
 
@@ -20,7 +19,6 @@ from lbagent.outcome import BlockedRemoval, Outcome, Verdict, format_line_counts
         (errors.UsageError, 2),
         (errors.RolesRefused, 2),
         (errors.Refused, 4),
-        (NotAccepted, 4),
         (errors.RolledBack, 5),
         (errors.ReloadPostponed, 5),
         (ReloadFailed, 5),

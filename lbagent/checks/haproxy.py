@@ -7,6 +7,7 @@ are inherited as in HAProxy's configuration manual, section 4: a proxy takes wha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -237,8 +238,20 @@ def check_process(settings: HaproxySettings, lines: GlobalLines) -> tuple[Runnin
     except OSError as missing:
         text = f"the reload command cannot be run: {missing.filename}: {missing.strerror}"
         return running, error(Kind.PROCESS, f"HAProxy pid {pid}", text, "fix `haproxy.reload` in roles.yml")
+    return running, _check_files(running, settings)
+
+
+def _check_files(running: RunningHaproxy, settings: HaproxySettings) -> Finding:
+    """Check whether HAProxy was started with exactly the files of `haproxy.config`."""
+    pid = running.main.pid
+    with contextlib.suppress(OSError):  # reported where haproxy.cfg is read
+        names = [path for given in settings.config for path in process.list_files(given)]
+        if other := process.explain_other_files(running, names):
+            text = f"was started with {other}, haproxy.config is {' '.join(names)}; each join takes a reload"
+            fix = "set `haproxy.config` in roles.yml to the `-f` files of HAProxy, in the same order"
+            return warning(Kind.PROCESS, f"HAProxy pid {pid}", text, fix)
     name = f"master {pid}, worker {running.worker.pid}" if running.is_master else f"pid {pid}, without a master"
-    return running, ok(Kind.PROCESS, "", f"HAProxy runs this haproxy.cfg ({name})")
+    return ok(Kind.PROCESS, "", f"HAProxy runs this haproxy.cfg ({name})")
 
 
 def _explain_no_process(settings: HaproxySettings) -> Finding:

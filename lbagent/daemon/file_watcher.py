@@ -15,7 +15,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from lbagent.errors import LbagentError
-from lbagent.haproxy import config_files
+from lbagent.haproxy import config_files, process
 from lbagent.roles.model import HaproxySettings, Roles
 from lbagent.state.files import read_stamp
 from lbagent.system import untrusted_files
@@ -79,7 +79,7 @@ class ConfigEdits:
 
 def _list_files(path: str) -> list[str]:
     with contextlib.suppress(OSError):  # for example a directory that vanishes at this moment
-        return config_files.list_files(path)
+        return process.list_files(path)
     return [path]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from lbagent.haproxy import validation
+from lbagent.haproxy import process, validation
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.instance import Haproxy
 from lbagent.haproxy.process import RunningHaproxy
@@ -85,7 +85,7 @@ class ConfigSnapshot(NamedTuple):
 
 def read_config(settings: HaproxySettings) -> ConfigSnapshot:
     """Read haproxy.cfg. Raises OSError."""
-    targets = tuple(files.read_target(path) for given in settings.config for path in list_files(given))
+    targets = tuple(files.read_target(path) for given in settings.config for path in process.list_files(given))
     if not targets:
         raise FileNotFoundError(errno.ENOENT, "holds no *.cfg file", settings.config[0])
     return ConfigSnapshot(targets, build_document(targets, lambda: validation.read_environment(settings.config)))
@@ -139,12 +139,3 @@ def decode(content: bytes) -> str:
 def encode(text: str) -> bytes:
     """Encode a text from `decode`."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def list_files(path: str) -> list[str]:
-    """Return the files that HAProxy loads for this path of a file or directory. Raises OSError."""
-    if not os.path.isdir(path):
-        return [path]
-    # HAProxy loads the non-hidden *.cfg files of a directory in byte order (management manual, section 3, option -f).
-    names = sorted(os.fsencode(name) for name in os.listdir(path) if name.endswith(".cfg") and not name.startswith("."))
-    return [os.path.join(path, os.fsdecode(name)) for name in names]

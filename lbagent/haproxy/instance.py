@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from lbagent.errors import LbagentError, TryAgain
+from lbagent.errors import TryAgain
 from lbagent.haproxy import process, reload, validation
 from lbagent.haproxy.config import RUNTIME_NAME, Key, format_target
 from lbagent.haproxy.process import RunningHaproxy
@@ -23,6 +23,7 @@ from lbagent.haproxy.runtime.state import ServerState
 from lbagent.roles.model import HaproxySettings
 from lbagent.state import files
 from lbagent.system import processes
+from lbagent.system.subprocess import ProgramResult
 
 States = Mapping[Key, ServerState]
 """The servers of a worker."""
@@ -32,12 +33,6 @@ _TIMEOUT = 2.0
 
 _STATE_FILE_MODE = 0o644
 _STATE_FILE_HEADER = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state (and more)"
-
-
-class NotAccepted(LbagentError):
-    """`haproxy -c` rejected a text; the message is HAProxy's own."""
-
-    exit_status = 4
 
 
 class Haproxy:
@@ -50,29 +45,19 @@ class Haproxy:
         self.reload_seconds: float | None = None
         """Duration of the last reload, also of one that failed; None before the first."""
 
-    def validate(self, paths: Sequence[str], names: Sequence[str]) -> None:
-        """Validate these files with `haproxy -c`; `names` are the operator's names for them.
+    @contextlib.contextmanager
+    def start_validation(self, paths: Sequence[str], names: Sequence[str]) -> Iterator[Callable[[], str | None]]:
+        """Start `haproxy -c` on these files; yield what waits for its verdict, and returns it as `find_refusal`.
 
-        Raises NotAccepted, or TryAgain if `haproxy -c` cannot be run.
+        `names` are the operator's names for the files. Raises TryAgain, and so does the yielded function.
         """
-        result = validation.check_files(paths, self._settings.timeout, self._running)
-        if result.status is None:
-            raise TryAgain(result.output)
-        if result.was_killed:
-            raise TryAgain(f"haproxy -c {result.ending}: whether HAProxy accepts haproxy.cfg is not known; run again")
-        if not result.succeeded:
-            words = validation.find_reason(result.output)
-            for path, name in zip(paths, names, strict=True):
-                words = words.replace(path, name)
-            raise NotAccepted(words)
+        with validation.start_check(paths, self._settings.timeout, self._running) as wait_for_result:
+            yield lambda: _explain_refusal(wait_for_result(), paths, names)
 
     def find_refusal(self, paths: Sequence[str], names: Sequence[str]) -> str | None:
-        """Return why HAProxy rejects these files; None if it accepts them. Raises TryAgain."""
-        try:
-            self.validate(paths, names)
-        except NotAccepted as error:
-            return str(error)
-        return None
+        """Return why HAProxy rejects these files; None if it accepts them. Raises TryAgain if that is unknown."""
+        with self.start_validation(paths, names) as wait_for_refusal:
+            return wait_for_refusal()
 
     def find_worker(self) -> Worker | None:
         """Return the serving worker; None if no process is found."""
@@ -99,6 +84,11 @@ class Haproxy:
     def is_shown_not_to_run(self) -> bool:
         """Return whether nothing shows a running HAProxy: no process, pidfile or stats socket."""
         return self._running is None and process.is_shown_not_to_run(self._settings.config, self._lines)
+
+    def explain_other_files(self, names: Sequence[str]) -> str:
+        """Return why HAProxy loads other text than `names`, the files of `haproxy.config`; empty where it does not."""
+        found = process.explain_other_files(self._running, names) if self._running else ""
+        return f"HAProxy was started with other files than haproxy.config: {found}" if found else ""
 
     def has_read_since(self, changed: float, size: int) -> bool:
         """Return whether the worker has certainly read the file as it is since `changed` (epoch seconds).
@@ -131,6 +121,19 @@ class Haproxy:
 
     def _find(self) -> RunningHaproxy | None:
         return process.find_haproxy(self._settings.config, self._lines)
+
+
+def _explain_refusal(result: ProgramResult, paths: Sequence[str], names: Sequence[str]) -> str | None:
+    if result.status is None:
+        raise TryAgain(result.output)
+    if result.was_killed:
+        raise TryAgain(f"haproxy -c {result.ending}: whether HAProxy accepts haproxy.cfg is not known; run again")
+    if result.succeeded:
+        return None
+    words = validation.find_reason(result.output)
+    for path, name in zip(paths, names, strict=True):
+        words = words.replace(path, name)
+    return words
 
 
 def restore_down_servers(lines: GlobalLines, worker: Worker, before: States) -> list[str]:

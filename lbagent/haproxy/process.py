@@ -101,6 +101,32 @@ def list_config_files(argv: Sequence[str]) -> list[str]:
     return given + (list(argv[argv.index("--") + 1 :]) if "--" in argv else [])
 
 
+def list_files(path: str) -> list[str]:
+    """Return the files that HAProxy loads for this path of a file or directory. Raises OSError."""
+    if not os.path.isdir(path):
+        return [path]
+    # HAProxy loads the non-hidden *.cfg files of a directory in byte order (management manual, section 3, option -f).
+    # It ignores directories and special files, and refuses to start with a link to nothing.
+    names = sorted(os.fsencode(name) for name in os.listdir(path) if name.endswith(".cfg") and not name.startswith("."))
+    found = [os.path.join(path, os.fsdecode(name)) for name in names]
+    return [one for one in found if os.path.isfile(one) or not os.path.exists(one)]
+
+
+def explain_other_files(running: RunningHaproxy, names: Sequence[str]) -> str:
+    """Return the files that this HAProxy was started with, as words; empty if they are `names`, in the same order."""
+    main = running.main
+    given: list[str] = []
+    for path in _list_given_files(main):
+        ours = main.resolve_path(path)
+        try:
+            given += [path if one == ours else os.path.join(path, os.path.basename(one)) for one in list_files(ours)]
+        except OSError:
+            return ""
+    if len(given) == len(names) and all(map(main.sees_file, given, names)):
+        return ""
+    return " ".join(given)
+
+
 def is_check_only(argv: Sequence[str]) -> bool:
     """Return whether a haproxy command line only checks files or prints a version (`-c`, `-cc`, `-v`, `-vv`)."""
     words = iter(argv[1:])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from lbagent.errors import TryAgain
@@ -15,7 +16,7 @@ from lbagent.haproxy.reader import Environment
 from lbagent.names import brief
 from lbagent.system import subprocess, untrusted_files
 from lbagent.system.processes import Process
-from lbagent.system.subprocess import ProgramResult
+from lbagent.system.subprocess import Program, ProgramResult
 
 _WITHOUT_CA = os.path.join(os.path.dirname(__file__), "without-ca.cfg")
 _PLAIN_RUN_WORDS = (b"httpclient", b"HAPROXY_CFGFILES")
@@ -42,21 +43,48 @@ _QUOTES = b"\"'\\"
 """Characters that may be inside a word without being part of it."""
 
 
-def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> ProgramResult:
-    """Run `haproxy -c` on these files, in the mode and environment of `running`. Raises TryAgain.
+@contextlib.contextmanager
+def start_check(
+    paths: Sequence[str], timeout: float, running: RunningHaproxy | None
+) -> Iterator[Callable[[], ProgramResult]]:
+    """Start `haproxy -c` on these files, in the mode and environment of `running`; yield what waits for its result.
+
+    It is killed at the end of the block if it still runs. Raises TryAgain, and so does the yielded function.
 
     A first run loads a file before them that keeps HAProxy from loading the system's CA certificates. If it fails, the
     plain run decides.
     """
-    try:
+    with _translate_errors():
         contents = [_read_unquoted(path) for path in paths]
-        # Up to 3.0, `program` is rejected without a master.
-        mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
-        if not any(word in content for content in contents for word in _PLAIN_RUN_WORDS):
-            quick = _run_check(mode, [_WITHOUT_CA, *paths], timeout, running)
-            if quick.succeeded or quick.status is None:  # no time left for a second run
-                return quick
-        return _run_check(mode, paths, timeout, running)
+    # Up to 3.0, `program` is rejected without a master.
+    mode = ["-W"] if running and running.is_master and any(b"program" in content for content in contents) else []
+    is_plain = any(word in content for content in contents for word in _PLAIN_RUN_WORDS)
+    first = _make_check(mode, paths if is_plain else [_WITHOUT_CA, *paths], timeout, running)
+
+    def wait_for_result() -> ProgramResult:
+        with _translate_errors():
+            result = first.wait()
+            if is_plain or result.succeeded or result.status is None:  # no time left for a second run
+                return result
+            with _make_check(mode, paths, timeout, running) as second:
+                return second.wait()
+
+    with contextlib.ExitStack() as stack:
+        with _translate_errors():
+            stack.enter_context(first)
+        yield wait_for_result
+
+
+def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> ProgramResult:
+    """Run `haproxy -c` on these files, as `start_check` does, and return its result. Raises TryAgain."""
+    with start_check(paths, timeout, running) as wait_for_result:
+        return wait_for_result()
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise TryAgain(f"haproxy -c cannot be run: {error.strerror}: {error.filename}") from error
 
@@ -129,15 +157,13 @@ def _run_condition(predicate: str, path: str, program: tuple[int, int, int]) -> 
     return _RESULTS.get(subprocess.run_program([path, "-cc", predicate], _CONDITION_TIMEOUT).status)
 
 
-def _run_check(
-    mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None
-) -> ProgramResult:
+def _make_check(mode: Sequence[str], paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> Program:
     argv = ["haproxy", "-c", *mode, *(word for path in paths for word in ("-f", path))]
     environ, cwd = build_environ(running), None
     if running and running.is_master:
         # What the next worker has: paths in haproxy.cfg may be relative, and `.if defined(HAPROXY_MWORKER)` is true.
         environ, cwd = {**environ, "HAPROXY_MWORKER": "1"}, running.main.cwd
-    return subprocess.run_program(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ)
+    return Program(argv, timeout, cwd=cwd if cwd and os.path.isdir(cwd) else None, environ=environ)
 
 
 def _read_unquoted(path: str) -> bytes:

@@ -327,7 +327,7 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
             continue
         known = dict(member.last_commands)
         for clock, last in member.last_commands.items():
-            paused_at = {command.address for command in last.commands if command.pauses and command.address}
+            paused_at = {command.address for command in last.commands if command.pauses}
             keys = [(address, clock) for address in paused_at if address in member.addresses]
             ltime, end = max((resumed[key] for key in keys if key in resumed), default=(0, None))
             if end is not None and ltime > last.ltime:

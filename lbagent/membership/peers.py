@@ -483,7 +483,7 @@ def list_current_peers(peers: Peers | None, members: Members, roles: Sequence[st
     now = []
     for name, peer in found.items():
         member = members.get(name)
-        if member is None or not (member.present or member.status == "failed"):
+        if member is None or not member.present:
             if peers and peer.status and member is None:
                 now.append(peer)  # listed by Serf, no event yet
             continue

@@ -230,7 +230,8 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
         return _add_member(draft, line, status, now)
     changed = known.changed if known.status == status else now
     commands = pauses.fill_addresses(known.last_commands, line.address)
-    draft.hosts_changed = draft.hosts_changed or commands is not known.last_commands
+    is_moved = bool(commands) and line.address != known.address
+    draft.hosts_changed = draft.hosts_changed or is_moved or commands is not known.last_commands
     tags = line.tags
     if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
         tags = dict(known.tags)  # equal as stdin shows them: keep the exact tags of the last sync

@@ -178,13 +178,14 @@ _NO_CHANGE = Change()
 def make_preview(document: Document, roles: Roles, membership: Membership) -> Preview:
     """Return what the next run would do with `document`. Raises Refused where a marker appears twice in a proxy."""
     kept = find_quarantined_in(membership, document, roles)
-    found = Preview(make_plan(document, roles, membership, PlanOptions(kept=kept)), quarantined=kept)
-    if found.plan is None or not found.plan.blocked:
-        return found
+    plan = make_plan(document, roles, membership, PlanOptions(kept=kept))
+    if not plan.blocked:
+        return Preview(plan, quarantined=kept)
     # The guard keeps lines of a node where a forced plan would remove lines that this plan keeps.
     forced = make_plan(document, roles, membership, PlanOptions(force=True, kept=kept)).changes
-    held = (node for node, change in forced.items() if not set(change.removed) <= set(found.change(node).removed))
-    return found._replace(blocked=frozenset(held))
+    removed = {node: set(change.removed) for node, change in plan.changes.items()}
+    blocked = (node for node, change in forced.items() if not set(change.removed) <= removed.get(node, set()))
+    return Preview(plan, blocked=frozenset(blocked), quarantined=kept)
 
 
 def _refuse_duplicate_markers(document: Document, proxy: Proxy) -> None:

@@ -27,9 +27,9 @@ class PlanContext(NamedTuple):
     """Section and service by the middle of their marker."""
     desired: DesiredServers
     guard: Guard
-    kept: frozenset[str] = frozenset()
+    kept: frozenset[str]
     """Nodes whose lines stay unchanged: quarantined nodes, and nodes that a trial leaves out."""
-    adopt: bool = False
+    adopt: bool
     """Whether operator's lines above a marker become managed where they name a desired node."""
 
 

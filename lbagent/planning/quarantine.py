@@ -137,5 +137,7 @@ class _Search:
             self._blame(nodes[-1:], last)
 
     def _blame(self, nodes: list[str], words: str) -> None:
-        others = f" (or one of {len(nodes) - 1} others, not tried separately)" if len(nodes) > 1 else ""
-        self._found.update((node, f"{words}{others}") for node in nodes)
+        if len(nodes) > 1:
+            others = "the other node" if len(nodes) == 2 else f"one of {len(nodes) - 1} others"  # noqa: PLR2004
+            words = f"{words} (or {others}, not tried separately)"
+        self._found.update(dict.fromkeys(nodes, words))

@@ -50,7 +50,7 @@ class Template:
         rest = _PLACEHOLDER.sub("", text)
         if "{" in rest or "}" in rest:
             raise ValueError(f"a brace outside of {PLACEHOLDERS}")
-        self.text = " ".join(text.split(" ")).strip()
+        self.text = text.strip()
         self._parts = _PLACEHOLDER.search(text) is not None
         self.needs_tags = "{tag:" in text
         self.same_for_role = not self.needs_tags and "{name}" not in text and "{server}" not in text

@@ -115,8 +115,6 @@ def parse_yaml(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mis
     """Return the root node of a YAML text and its syntax mistakes; None if it is empty or cannot be repaired."""
     try:
         return yaml.compose(content, Loader=_LOADER), []
-    except UnicodeError:
-        return None, [Mistake(0, 0, "", "is not UTF-8 text", "save it as UTF-8")]
     except yaml.reader.ReaderError as error:
         return None, [_explain_unreadable(content, error)]
     except RecursionError:
@@ -480,7 +478,7 @@ class Reader:
         elif not text.strip() and not empty:
             self.note(node, path, "is empty", fix)
         else:
-            return text.strip() if empty else text
+            return text
         return None
 
     def read_texts(self, node: yaml.Node, path: str, fix: str, empty: str = "") -> list[tuple[yaml.Node, str]] | None:

@@ -121,7 +121,8 @@ class Rollout:
         """
         if changes := self._open_runtime(worker, timeout, in_sync=in_sync):
             self.runtime_changes = changes
-            changes.plan_changes(self._snapshot.document, plan, full_plan)
+            doubt = self._haproxy.explain_other_files(self._snapshot.names)
+            changes.plan_changes(self._snapshot.document, plan, full_plan, doubt)
             self.confirmed_withdrawn = frozenset(changes.confirmed_withdrawn)
             return changes.withdrawn
         return []
@@ -392,11 +393,12 @@ class RuntimeChanges:
         temporary = {*self._list_removable(), *(self._list_paused() if self._capabilities.deletes else ())}
         return sum(key not in self._wanted and key not in temporary for key in self._in_maintenance) >= LEFT_LIMIT
 
-    def plan_changes(self, document: Document, plan: Plan, full_plan: Plan) -> None:
+    def plan_changes(self, document: Document, plan: Plan, full_plan: Plan, doubt: str = "") -> None:
         """Compare `document` with the plans, and take the traffic from the servers that `full_plan` removes.
 
         `admit_servers` makes the other changes later. A server that `plan` keeps in the file although `full_plan`
-        removes it is withdrawn as well. A renamed server serves until it serves under its new name.
+        removes it is withdrawn as well. A renamed server serves until it serves under its new name. `doubt` is why
+        HAProxy may load more than `document`; empty where it does not.
         """
         self._present = present = document.managed_servers
         after, full_after = predict_servers(document, plan, full_plan)
@@ -406,7 +408,7 @@ class RuntimeChanges:
         self._paused = config.find_paused_servers(document, plan.changed)
         self._draining = {key: line for key, line in select_drained(full_after).items() if key in after}
         self._session_cutters = find_session_cutters(document)
-        self._changes = self._compare_servers(document, plan)
+        self._changes = self._compare_servers(document, plan, doubt)
         leaving = {key: line for key, line in present.items() if key not in self._wanted}
         self._renamed = self._find_renamed(leaving)
         pausing = {
@@ -426,12 +428,12 @@ class RuntimeChanges:
         }
         return {key: line for key, line in leaving.items() if (key[0], *split_server_line(line)[:2]) in endpoints}
 
-    def _compare_servers(self, document: Document, plan: Plan) -> ServerChanges:
+    def _compare_servers(self, document: Document, plan: Plan, doubt: str) -> ServerChanges:
         """Return the changes from what the worker runs to `_wanted`, with those that need a reload."""
         checked = {*select_drained(self._present)}
         checked |= {key for key, line in self._in_maintenance.items() if self._should_drain(key, line)}
         known = KnownServers(self._serving, self._in_maintenance, self.in_sync, frozenset(checked))
-        changes = ServerChanges(document, known, self._wanted, self._capabilities)
+        changes = ServerChanges(document, known, self._wanted, self._capabilities, doubt)
         removed = {key: line for key, line in map(parse_change, plan.removed) if line}
         names = {name for name, _ in removed}
         here = (proxy for proxy in document.proxies if proxy.name in names)

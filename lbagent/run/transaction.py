@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lbagent.errors import Busy, LbagentError, Refused, ReloadPostponed, RolledBack, TryAgain
@@ -208,14 +208,15 @@ class Transaction:
             snapshot = config_files.read_config(self._roles.haproxy)
             snapshot.remove_stale_stages()
             self.haproxy = haproxy = config_files.find_haproxy(self._roles.haproxy, snapshot, self._options.known)
-            self.plan = plan = self._make_plan(snapshot)
-            self._remember_removals(plan)
-            attempt = self._make_attempt(snapshot, haproxy, plan)
-            if attempt.is_unchanged and (
-                attempt.applied.is_up_to_date(attempt.plan, attempt.full_plan) or self._runs_same_lines(attempt)
-            ):
-                self._validate_unchanged(attempt)
-                if outcome := self._check_unchanged(attempt):
+            with self._start_validation(snapshot, haproxy) as find_refusal:
+                self.plan = plan = self._make_plan(snapshot)
+                self._remember_removals(plan)
+                attempt = self._make_attempt(snapshot, haproxy, plan)
+                if (
+                    attempt.is_unchanged
+                    and (attempt.applied.is_up_to_date(plan, attempt.full_plan) or self._runs_same_lines(attempt))
+                    and (outcome := self._check_unchanged(attempt, find_refusal))
+                ):
                     return self._finish(snapshot, outcome)
             rollout = self._start_rollout(attempt)
             if self._has_to_wait(attempt.plan, rollout):
@@ -295,38 +296,39 @@ class Transaction:
     def _make_rollout(self, attempt: _Attempt) -> Rollout:
         return Rollout(self._store, self._roles, attempt.haproxy, attempt.snapshot)
 
-    def _validate_unchanged(self, attempt: _Attempt) -> None:
-        """With the option `verify`, raise Refused if HAProxy refuses the present text."""
-        if not self._options.verify:
-            return
-        try:
-            reason = attempt.haproxy.find_refusal(attempt.snapshot.paths, attempt.snapshot.names)
-        except TryAgain:
-            return  # haproxy cannot be started: no verdict, and no change depends on one
-        if reason:
-            raise Refused(f"haproxy.cfg is invalid, not because of lbagent; nothing was changed: {reason}")
+    @contextlib.contextmanager
+    def _start_validation(self, snapshot: ConfigSnapshot, haproxy: Haproxy) -> Iterator[Callable[[], str | None]]:
+        """With the option `verify`, start `haproxy -c` of the present text; yield what waits for its verdict.
 
-    def _check_unchanged(self, attempt: _Attempt) -> Outcome | None:
+        With thousands of servers, it takes as long as the plan and the comparison with HAProxy, beside which it runs.
+        Where the plan changes the text, the verdict is not needed, and the check is killed.
+        """
+        with contextlib.ExitStack() as stack:
+            wait_for_refusal = None
+            if self._options.verify:
+                # haproxy may not be found: no verdict, and no change depends on one.
+                with contextlib.suppress(TryAgain):
+                    wait_for_refusal = stack.enter_context(haproxy.start_validation(snapshot.paths, snapshot.names))
+
+            def find_refusal() -> str | None:
+                with contextlib.suppress(TryAgain):
+                    return wait_for_refusal() if wait_for_refusal else None
+                return None
+
+            yield find_refusal
+
+    def _check_unchanged(self, attempt: _Attempt, find_refusal: Callable[[], str | None]) -> Outcome | None:
         """Return the outcome where the text stays as it is; None if HAProxy runs something else.
 
-        Raises Refused if the text stays only because HAProxy refuses the lines of some nodes.
+        Raises Refused if HAProxy refuses the text, or if it stays only because HAProxy refuses the lines of some nodes.
         """
-        plan, full_plan, applied = attempt.plan, attempt.full_plan, attempt.applied
-        worker = attempt.haproxy.find_worker()
-        if worker and self._options.reload:
-            withheld = list_withheld_servers(attempt.document, plan, full_plan)
-            is_suspect = self._options.compare or not applied.served.is_complete
-            if not self._roles.haproxy.runtime:
-                rollout = self._make_rollout(attempt)
-                self._withdraw_kept_servers(attempt.document, rollout, plan, full_plan)
-                if not applied.served.is_complete and rollout.can_record():
-                    return None
-            elif applied.assumed_worker or is_suspect or not applied.has_withdrawn(withheld):
-                _, is_good = self._compare_with_haproxy(attempt, worker, urgent=bool(withheld))
-                if is_suspect and not is_good:
-                    return None
-            if self._roles.haproxy.runtime and applied.has_removed_servers(plan):
-                self._make_rollout(attempt).delete_removed_servers(plan, full_plan, worker)
+        is_loaded = self._compare_unchanged(attempt)
+        if reason := find_refusal():
+            changed = self._fixed or "nothing was changed"
+            raise Refused(f"haproxy.cfg is invalid, not because of lbagent; {changed}: {reason}")
+        if not is_loaded:
+            return None
+        worker, plan, full_plan = attempt.haproxy.find_worker(), attempt.plan, attempt.full_plan
         outcome = Outcome(Verdict.UNCHANGED, self._fixed or QUIET, blocked=plan.blocked, running=worker is not None)
         self.applied_outcome = outcome
         if self._refused_nodes:
@@ -334,6 +336,26 @@ class Transaction:
             more = f" ({len(self._refused_nodes)} nodes in all)" if len(self._refused_nodes) > 1 else ""
             raise Refused(f"{format_refused(node, full_plan.changes.get(node))}{more}: {reason}")
         return outcome
+
+    def _compare_unchanged(self, attempt: _Attempt) -> bool:
+        """Compare HAProxy with the text that stays, and fix differences; return False if HAProxy needs a rollout."""
+        plan, full_plan, applied = attempt.plan, attempt.full_plan, attempt.applied
+        worker = attempt.haproxy.find_worker()
+        if worker is None or not self._options.reload:
+            return True
+        withheld = list_withheld_servers(attempt.document, plan, full_plan)
+        is_suspect = self._options.compare or not applied.served.is_complete
+        if not self._roles.haproxy.runtime:
+            rollout = self._make_rollout(attempt)
+            self._withdraw_kept_servers(attempt.document, rollout, plan, full_plan)
+            return applied.served.is_complete or not rollout.can_record()
+        if applied.assumed_worker or is_suspect or not applied.has_withdrawn(withheld):
+            _, is_good = self._compare_with_haproxy(attempt, worker, urgent=bool(withheld))
+            if is_suspect and not is_good:
+                return False
+        if applied.has_removed_servers(plan):
+            self._make_rollout(attempt).delete_removed_servers(plan, full_plan, worker)
+        return True
 
     # Withdraw traffic
 

@@ -147,6 +147,17 @@ class Process(NamedTuple):
             # The file may have been replaced between the two stat calls.
         return False
 
+    def resolve_path(self, path: str) -> str:
+        """Return our path for what the process calls `path`; `path` itself where its root may not be inspected.
+
+        A process that has changed its root since it started does not see its own files: for these, too, `path` itself.
+        """
+        with contextlib.suppress(OSError):
+            inside = _resolve_in_root(f"/proc/{self.pid}/root", path)
+            os.stat(inside)
+            return inside
+        return path
+
     def translate_address(self, address: str) -> str:
         """Return our path for the socket that the process calls `address`, resolved in its root and working directory.
 

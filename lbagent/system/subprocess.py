@@ -12,7 +12,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 _OUTPUT_LIMIT = 16 * 1024 * 1024
 """Maximum bytes of output: `serf members` of 20,000 nodes prints 7 MB."""
@@ -75,6 +75,64 @@ def find_program(program: str) -> str:
     raise FileNotFoundError(2, "no such program", program)
 
 
+class Program:
+    """A program that runs beside this one, from the start of a `with` block to its end at most."""
+
+    def __init__(
+        self, argv: Sequence[str], timeout: float, *, cwd: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """Nothing is started yet. `timeout` is in seconds, from the start."""
+        self._argv, self._timeout, self._cwd = argv, timeout, cwd
+        self._environ = os.environ if environ is None else environ
+        self._pid = 0
+        self._has_ended = False
+
+    def __enter__(self) -> Self:
+        """Start it. Raises OSError if it cannot be started."""
+        command = _build_command(self._argv, self._cwd)
+        # Into a memfd, not a pipe: a daemon left behind by a reload would keep a pipe open and block us.
+        self._output = os.memfd_create("output", os.MFD_CLOEXEC)
+        self._deadline = time.monotonic() + self._timeout
+        try:
+            # An interrupt waits until the pid is known: the program may have run for a while before this process
+            # continues. Where there are other threads (`watch`, `web`), one of these gets the signal, and its handler
+            # raises nothing.
+            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_SIGINT, _SIGTERM))
+            try:
+                self._pid = _spawn(command, self._environ, self._output, mask)
+            finally:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def wait(self, enough: Enough | None = None) -> ProgramResult:
+        """Return its result at its end, at its time limit, or when its output is `enough`; then its status is 0."""
+        self._has_ended = _wait_for_end(self._pid, self._deadline, self._output, enough)
+        status = self._reap()
+        words = _read_output(self._output)
+        if status is None and not (enough and enough(words)):
+            return ProgramResult(None, f"{self._argv[0]} did not end within {self._timeout:g} s")
+        return ProgramResult(status or 0, words.strip())
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it if it still runs, also when this run is interrupted: Ctrl-C does not reach another session."""
+        try:
+            if self._pid:
+                self._reap()
+        finally:
+            os.close(self._output)
+
+    def _reap(self) -> int | None:
+        """Return its exit status; None if it had not ended, and was killed."""
+        pid, self._pid = self._pid, 0
+        if not self._has_ended:
+            os.killpg(pid, _SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        return os.waitstatus_to_exitcode(status) if self._has_ended else None
+
+
 def run_program(
     argv: Sequence[str],
     timeout: float,
@@ -87,17 +145,8 @@ def run_program(
 
     Raises OSError if it cannot be started.
     """
-    command = _build_command(argv, cwd)
-    # Into a memfd, not a pipe: a daemon left behind by a reload would keep a pipe open and block us.
-    output = os.memfd_create("output", os.MFD_CLOEXEC)
-    try:
-        status = _run_to_end(command, os.environ if environ is None else environ, output, timeout, enough)
-        words = _read_output(output)
-        if status is None and not (enough and enough(words)):
-            return ProgramResult(None, f"{argv[0]} did not end within {timeout:g} s")
-        return ProgramResult(status or 0, words.strip())
-    finally:
-        os.close(output)
+    with Program(argv, timeout, cwd=cwd, environ=environ) as program:
+        return program.wait(enough)
 
 
 def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
@@ -110,29 +159,6 @@ def _build_command(argv: Sequence[str], cwd: str | None) -> list[str]:
 
 def _read_output(output: int) -> str:
     return os.pread(output, _OUTPUT_LIMIT, 0).decode("utf-8", "replace")
-
-
-def _run_to_end(
-    command: list[str], environ: Mapping[str, str], output: int, timeout: float, enough: Enough | None
-) -> int | None:
-    """Return the program's exit status, or None if it was killed at its time limit or had printed enough."""
-    pid, status, ended = 0, 0, False
-    # An interrupt waits until the pid is known: the program may have run for a while before this process continues.
-    # Where there are other threads (`watch`, `web`), one of these gets the signal, and its handler raises nothing.
-    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_SIGINT, _SIGTERM))
-    try:
-        try:
-            pid = _spawn(command, environ, output, mask)
-        finally:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        ended = _wait_for_end(pid, timeout, output, enough)
-    finally:
-        # Also when this run is interrupted: a terminal's Ctrl-C does not reach another session.
-        if pid:
-            if not ended:
-                os.killpg(pid, _SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _spawn(command: list[str], environ: Mapping[str, str], output: int, mask: set[int]) -> int:
@@ -152,16 +178,15 @@ def _spawn(command: list[str], environ: Mapping[str, str], output: int, mask: se
     )
 
 
-def _wait_for_end(pid: int, timeout: float, output: int, enough: Enough | None) -> bool:
+def _wait_for_end(pid: int, deadline: float, output: int, enough: Enough | None) -> bool:
     descriptor = os.pidfd_open(pid)
     try:
-        return _poll_until_end(descriptor, timeout, output, enough)
+        return _poll_until_end(descriptor, deadline, output, enough)
     finally:
         os.close(descriptor)
 
 
-def _poll_until_end(descriptor: int, timeout: float, output: int, enough: Enough | None) -> bool:
-    deadline = time.monotonic() + timeout
+def _poll_until_end(descriptor: int, deadline: float, output: int, enough: Enough | None) -> bool:
     while (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], min(left, _POLL))[0]:
             return True

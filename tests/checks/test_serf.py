@@ -358,6 +358,30 @@ def test_a_switch_takes_no_value(name: str) -> None:
     assert agent.parse_options(["serf", "agent", f"-{name}", "-node", "lb01"]) == [(name, "true"), ("node", "lb01")]
 
 
+@pytest.mark.parametrize(
+    ("option", "settings"),
+    [
+        ("-encrypt=k", {"encrypt_key": "k"}),
+        ("-event-handler=h", {"event_handlers": ["h"]}),
+        ("-join=a", {"start_join": ["a"]}),
+        ("-keyring-file=k", {"keyring_file": "k"}),
+        ("-node=lb01", {"node_name": "lb01"}),
+        ("-rejoin", {"rejoin_after_leave": True}),
+        ("-replay=false", {"replay_on_join": None}),
+        ("-retry-join=a", {"retry_join": ["a"]}),
+        ("-rpc-addr=a:1", {"rpc_addr": "a:1"}),
+        ("-snapshot=/s", {"snapshot_path": "/s"}),
+        ("-log-level=debug", {}),
+    ],
+)
+def test_an_option_is_the_setting_of_a_file(option: str, settings: dict[str, object]) -> None:
+    assert agent.merge_settings(["serf", "agent", option], []) == settings
+
+
+def test_an_option_at_the_end_has_an_empty_value() -> None:
+    assert agent.parse_options(["serf", "agent", "-rejoin", "-node"]) == [("rejoin", "true"), ("node", "")]
+
+
 def test_addresses_to_join_are_in_files_and_on_the_command_line() -> None:
     settings = agent.merge_settings(
         ["serf", "agent", "-join=a", "-retry-join=c", "-join", "b"], [{"start_join": ["z", 5], "retry_join": "d"}]

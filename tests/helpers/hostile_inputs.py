@@ -550,7 +550,7 @@ def make_lab(folder: Path, seed: int) -> Iterator[Lab]:
     accepts = subprocess.ProgramResult(0, "")
     with contextlib.ExitStack() as stack:
         for where, name, value in (
-            (validation, "check_files", lambda *_: accepts),
+            (validation, "start_check", lambda *_: contextlib.nullcontext(lambda: accepts)),
             (process, "find_haproxy", lambda *_: None),
             (process, "is_shown_not_to_run", lambda *_: True),
             (agent, "_run_serf", serf),

@@ -6,7 +6,19 @@ import json
 
 import pytest
 
-from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Membership, Pause, Quarantine
+from lbagent.membership.model import (
+    ALIVE,
+    FAILED,
+    LEFT,
+    UNKNOWN,
+    Membership,
+    Pause,
+    Quarantine,
+    count_paused,
+    count_quarantined,
+    count_statuses,
+    find_pause_starts,
+)
 from lbagent.state import store
 from tests.helpers.builders import (
     NOW,
@@ -107,6 +119,28 @@ def test_a_pause_with_an_end_expires(at: int, still: bool) -> None:  # noqa: FBT
     assert bool(paused_names(drop_expired_of(membership, at))) is still
 
 
+@pytest.mark.parametrize(
+    ("statuses", "counts"),
+    [([], {ALIVE: 0}), ([ALIVE, ALIVE], {ALIVE: 2}), ([ALIVE, FAILED, LEFT, FAILED], {ALIVE: 1, FAILED: 2, LEFT: 1})],
+)
+def test_members_are_counted_by_status(statuses: list[str], counts: dict[str, int]) -> None:
+    assert count_statuses(membership_of(*(member(f"n{at}", status=one) for at, one in enumerate(statuses)))) == counts
+
+
+def test_only_present_members_count_as_paused_and_have_a_start() -> None:
+    gone, tagged = paused_member(member("gone", "10.0.0.2", status=LEFT)), member("c", tags={"lbagent": "paused"})
+    membership = membership_of(paused_member(member("a", "10.0.0.1")), gone, tagged, member("d", "10.0.0.4"))
+
+    assert count_paused(membership) == 2
+    assert find_pause_starts(membership) == {"a": NOW}
+
+
+def test_quarantined_members_are_counted() -> None:
+    held = member("a", quarantine=Quarantine(NOW, "x", "key"))
+
+    assert count_quarantined(membership_of(held, member("b", tags={"x": "y"}), member("c"))) == 1
+
+
 def test_a_pause_without_an_end_never_expires() -> None:
     membership = membership_of(paused_member(member("web01")), paused_member(member("gone", "10.0.0.2", status=LEFT)))
 
@@ -132,6 +166,13 @@ def test_an_unknown_node_whose_pause_expired_is_forgotten() -> None:
     membership = membership_of(member("web01", status=UNKNOWN, pause=Pause(NOW, "query", "", NOW + 60)))
 
     assert drop_expired_of(drop_expired_of(membership, NOW + 60), NOW + 61) == Membership()
+
+
+def test_a_member_that_is_forgotten_leaves_the_others_as_they_are() -> None:
+    kept = paused_member(member("web02", "10.0.0.2", tags={"a": "1"}))
+    gone = member("web01", status=LEFT)
+
+    assert drop_expired_of(membership_of(gone, kept), NOW + 24 * HOUR) == membership_of(kept)
 
 
 @pytest.mark.parametrize("status", [ALIVE, FAILED])

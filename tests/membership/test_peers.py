@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -504,6 +506,41 @@ def test_a_page_may_have_no_report() -> None:
     assert parse_page("pauses=12345678 more=0 v=2 whole=0") == Page("12345678", False, (), 2, False)
 
 
+def test_the_digest_is_that_of_the_reports_without_times_of_arrival() -> None:
+    membership = hearing(PAUSE)
+    [command] = membership.members["web01"].last_commands["user"].commands
+
+    assert (
+        digest_reports(membership, NOW)
+        == f"{zlib.crc32(f'web01,s,10.0.0.1,user/5/{command.digest};p;0;=;'.encode()):08x}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "report"),
+    [
+        (f"web01,s,10.0.0.1,user/100/0000abcd;p;{NOW};=;", "user"),
+        (f"web01,s,10.0.0.1,user/101/0000abcd;p;{NOW};=;", "@user"),
+    ],
+)
+def test_a_report_with_a_higher_ltime_than_that_of_serf_is_from_an_earlier_cluster(text: str, report: str) -> None:
+    after = merge_reports(membership_of(member("web01")), parse_reports(text), "lb02", CLOCKS, NOW)
+
+    assert list(after.membership.members["web01"].last_commands) == [report]
+    assert after.causes == ("sync: web01 is paused on lb02",)
+
+
+def test_a_load_balancer_without_commands_is_in_no_new_cluster() -> None:
+    assert merge_reports(membership_of(), (), "lb02", {"user": 0, "query": 0}, NOW).causes == ()
+
+
+def test_a_report_with_too_many_clocks_has_only_the_node() -> None:
+    known = {f"typed@{'x' * 58}{at}": LastCommands(9, (COMMAND,)) for at in range(16)}
+    membership = membership_of(member("web01")._replace(last_commands=known))
+
+    assert format_page(membership, "", ROOM, NOW).endswith(" more=0 v=2 whole=0 web01,s,")
+
+
 @pytest.mark.parametrize("version", [1, peers.VERSION])
 def test_a_report_that_just_fits_is_on_the_page(version: int) -> None:
     membership = hearing(PAUSE, command_event("pause", "web02", 7))
@@ -585,6 +622,15 @@ def test_a_pause_of_a_node_that_left_is_added_however_old() -> None:
     after = merged(membership_of(), report("web09", "10.0.0.9"), now=NOW + 10 * FORGET_AFTER).members["web09"]
 
     assert (after.status, after.changed, after.address) == (LEFT, NOW + 10 * FORGET_AFTER, "10.0.0.9")
+
+
+@pytest.mark.parametrize(("until", "changed"), [(NOW, NOW - 9), (NOW + 1, NOW), (None, NOW)])
+def test_a_node_that_left_is_as_old_as_its_pause_unless_that_is_in_effect(until: int | None, changed: int) -> None:
+    pause = Pause(NOW - 9, "", "", until)
+
+    after = merged(membership_of(), PauseReport("web09", True, (), {}, pause)).members["web09"]
+
+    assert after == Member("web09", "", "", None, LEFT, changed, pause._replace(by="reported by lb02"))
 
 
 # --- the statuses of the other load balancers -----------------------------------------------------------------------

@@ -69,9 +69,10 @@ def test_an_update_adds_a_member_as_a_join_does() -> None:
 
 
 def test_a_join_changes_address_role_and_tags() -> None:
-    membership = updated_membership(membership_of(member("web01", "10.0.0.9", "db", {"port": "1"})), join_event(WEB01))
+    done = update_membership(membership_of(member("web01", "10.0.0.9", "db", {"port": "1"})), join_event(WEB01))
 
-    assert membership == membership_of(member("web01", tags={"dc": "tokyo"}))
+    assert done.membership == membership_of(member("web01", tags={"dc": "tokyo"}))
+    assert done.causes == ("member-join web01",)
 
 
 def test_a_repeated_update_changes_nothing_and_is_not_recorded() -> None:
@@ -404,6 +405,15 @@ def test_a_typed_command_overrules_earlier_commands() -> None:
     membership = updated_membership(membership_of(member("web01")), command_event("pause", "web01", 50), typed)
 
     assert paused_names(membership) == []
+
+
+def test_typed_commands_have_a_clock_of_their_own_that_starts_from_the_time() -> None:
+    typed = command_event("pause", "web01", None, "typed")
+
+    membership = updated_membership(membership_of(member("web01")), typed, typed)
+
+    assert membership.clocks == {"typed@lb01": NOW + 1}
+    assert membership.members["web01"].last_commands["typed@lb01"].ltime == NOW + 1
 
 
 def test_ltimes_order_only_the_commands_of_one_node() -> None:

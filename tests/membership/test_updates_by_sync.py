@@ -79,6 +79,12 @@ def test_role_address_and_tags_follow_the_list() -> None:
     assert membership.members["web01"] == member("web01", "10.0.0.7", "db", {"port": "81,x=y"})
 
 
+def test_the_tags_of_the_list_are_exact() -> None:
+    membership = synced(membership_of(member("web01", tags={"a": "1,b=2"})), listed("web01", a="1", b="2"))
+
+    assert membership.members["web01"].tags == {"a": "1", "b": "2"}
+
+
 def test_the_load_balancer_itself_is_not_a_member() -> None:
     assert synced(membership_of(), listed("lb01", role="lb"), listed("web01")) == membership_of(member("web01"))
 

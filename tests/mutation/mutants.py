@@ -129,7 +129,7 @@ def _list_sites(tree: ast.Module) -> Iterator[_Site]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes in which a change has an effect: no docstrings, annotations, and type checking."""
+    """Yield all nodes in which a change has an effect: no docstrings, annotations, assertions, and type checking."""
     yield node
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
@@ -141,13 +141,14 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 def _is_ineffective(node: ast.AST) -> bool:
     match node:
-        case ast.Expr(value=ast.Constant()):
+        case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
             return True
         case ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True
         case ast.Assign(targets=[ast.Name(id="TYPE_CHECKING" | "__all__" | "__slots__")]):
             return True
-        case ast.Import() | ast.ImportFrom():
+        case ast.keyword(arg="strict") | ast.Call(func=ast.Name(id="TypeVar")):
+            # `strict` of zip() asserts what is always true.
             return True
         case ast.Assign(targets=[ast.Name(id=name)], value=value):
             # The name of an alias of a type, such as `Key = tuple[str, str]`.

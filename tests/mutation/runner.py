@@ -36,8 +36,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "planning": ("planning", "roles/test_several_roles.py", *_REPORTS),
     "serf": ("serf", "test_names.py", "checks/test_serf.py", "membership", "run/test_replies.py"),
     "haproxy": (
-        *("haproxy/test_reader.py", "haproxy/runtime/test_admission.py", "haproxy/runtime/test_capabilities.py"),
-        *("haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
+        *("haproxy/test_config.py", "haproxy/test_reader.py", "haproxy/runtime/test_admission.py"),
+        *("haproxy/runtime/test_capabilities.py", "haproxy/runtime/test_servers.py", "haproxy/runtime/test_state.py"),
         *("checks", "planning", "roles/test_several_roles.py", *_REPORTS),
     ),
     "roles": ("roles", "checks/test_roles.py", "planning"),
@@ -248,16 +248,15 @@ def _is_property(item: pytest.Item) -> bool:
 def choose_tests(mutant: Mutant, reached: Reached) -> list[str]:
     """Return the tests that run the mutated statement, or functions that use the mutated name; quickest first.
 
-    Last come the properties of the package.
+    Then come all other tests for a name of the module, which other modules may import, and last the properties.
     """
     path = str(mutant.path.resolve())
     lines = range(mutant.line, mutant.last_line + 1) if mutant.function else _list_dependent_lines(mutant)
     names = {name for line in lines for name in reached.tests.get((path, line), ())}
-    if not names and not mutant.function:
-        names = {name for (file, _), found in reached.tests.items() if file == path for name in found}
+    others = [] if mutant.function else [name for name in reached.seconds if name not in names]
     tests = f"tests/{mutant.path.parts[1]}/"
     properties = [name for name in reached.properties if name.startswith(tests)]
-    return [*sorted(names, key=lambda name: (reached.seconds[name], name)), *properties]
+    return [*sorted(names, key=lambda name: (reached.seconds[name], name)), *others, *properties]
 
 
 def _list_dependent_lines(mutant: Mutant) -> set[int]:

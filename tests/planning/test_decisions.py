@@ -1,12 +1,16 @@
 """Every reason why a node gets no line, and why a present line is kept or removed, is in the plan."""
 
+# ruff: noqa: ISC004  # a long sentence of a list
+
 from __future__ import annotations
 
 import pytest
 
+from lbagent.haproxy.config import Document, digest_lines
 from lbagent.membership.model import FAILED, LEFT, LOST, Member, Quarantine
 from lbagent.planning.decisions import explain_no_server
-from lbagent.planning.plan import PlanOptions
+from lbagent.planning.plan import Change, PlanOptions, make_preview
+from lbagent.planning.quarantine import fingerprint_context, quarantine_nodes
 from tests.helpers.builders import (
     NOW,
     dedent,
@@ -241,8 +245,16 @@ def test_an_operators_line_is_adopted_by_name_then_by_endpoint(name: str, at: in
 
     plan = plan_for(text, ROLES, membership_of(member("web1")), PlanOptions(adopt=True))
 
-    assert plan.removed == ((f"backend farm: server {name} 10.0.0.1:80",) if at else ())
+    removed = (f"backend farm: server {name} 10.0.0.1:80",) if at else ()
+    assert plan.changes["web1"] == Change((f"backend farm: {WEB1}",), removed)
     assert [one.strip() for one in plan.after[0].split("\n") if "lbagent" in one] == [WEB1]
+
+
+@pytest.mark.parametrize(("endpoint", "there"), [("10.0.0.1:80", 0), ("10.0.0.1:81", 1)])
+def test_a_server_template_with_its_endpoint_has_priority(endpoint: str, there: int) -> None:
+    text = with_line(f"server-template more 1-2 {endpoint}")
+
+    assert len(plan_for(text, ROLES, membership_of(member("web1"))).added) == there
 
 
 def test_two_operators_lines_of_one_node_leave_one() -> None:
@@ -283,3 +295,135 @@ def test_failed_nodes_beyond_the_maximum_do_not_count_as_failed() -> None:
 
     assert plan.after == (with_line(line),)
     assert plan.reasons == {f"api{at}": ("iis: role api has reached its maximum of 1",) for at in (2, 3)}
+
+
+def test_a_line_whose_node_lost_a_tag_keeps_its_endpoint() -> None:
+    before = planned_text(CFG, ROLES, membership_of(member("web1", role="db", tags={"port": "1"})))
+
+    plan = plan_for(
+        before, ROLES, membership_of(member("web1", role="db"), member("web2", role="db", tags={"port": "1"}))
+    )
+
+    assert plan.after == (before,)
+    assert plan.reasons["web2"] == ("in backend data: web1 has 10.0.0.1:1",)
+
+
+def test_lines_without_a_marker_are_guarded_together() -> None:
+    text = f"backend farm\n    {WEB1}\n"
+
+    plan = plan_for(text, ROLES, membership_of(member("web1", status=LOST)))
+
+    assert plan.after == (text,)
+    assert [str(one) for one in plan.blocked] == [
+        "1 of 1 lines without a marker in backend farm would be removed: web1"
+    ]
+
+
+@pytest.mark.parametrize("text", [f".if 0\n{CFG}.endif\n", CFG.replace("farm\n", "farm\n    disabled\n")])
+def test_a_marker_that_haproxy_does_not_read_is_a_note(text: str) -> None:
+    notes = plan_for(text, ROLES, membership_of()).notes
+
+    assert notes[0] == "haproxy.cfg:3: HAProxy does not read the lines at this marker (`.if`, or `disabled`)"
+
+
+def test_nodes_with_a_refused_address_do_not_count_for_the_maximum() -> None:
+    nodes = [member("api0", "127.0.0.1", "api"), member("api1", "10.0.0.1", "api"), member("api2", "10.0.0.2", "api")]
+
+    plan = plan_for(CFG, ROLES, membership_of(*nodes))
+
+    assert list(plan.changes) == ["api1"]
+    assert plan.reasons["api2"] == ("iis: role api has reached its maximum of 1",)
+
+
+@pytest.mark.parametrize(("web", "api"), [("a", "b"), ("b", "a")])
+def test_of_two_roles_at_one_marker_the_first_name_has_a_common_address(web: str, api: str) -> None:
+    plan = plan_for(CFG, ROLES, membership_of(member(web), member(api, role="api")))
+
+    assert list(plan.changes) == ["a"]
+    assert plan.reasons == {"b": ("in backend farm: a has 10.0.0.1:80",)}
+
+
+def test_a_second_line_of_a_node_is_removed_without_a_reason() -> None:
+    old = WEB1.replace("2s", "9s")
+
+    plan = plan_for(with_line(f"{WEB1}\n    {old}"), ROLES, membership_of(member("web1")))
+
+    assert plan.after == (with_line(WEB1),)
+    assert plan.changes == {"web1": Change((), (f"backend farm: {old}",))}
+
+
+def test_a_paused_node_keeps_its_place_below_the_maximum() -> None:
+    api1 = paused_member(member("api1", role="api"))
+    before = with_line("# lbagent paused api1 10.0.0.1 role=api")
+
+    plan = plan_for(before, ROLES, membership_of(api1, member("api0", "10.0.0.2", "api")))
+
+    assert plan.after == (before,)
+    assert plan.reasons == {"api0": ("iis: role api has reached its maximum of 1",)}
+
+
+def test_of_two_lines_without_a_marker_one_gets_the_common_new_address() -> None:
+    lines = [WEB1, WEB1.replace("web1 10.0.0.1", "web2 10.0.0.2")]
+    text = "backend farm\n    {}\n    {}\n"
+
+    plan = plan_for(text.format(*lines), ROLES, membership_of(member("web1", "10.0.0.9"), member("web2", "10.0.0.9")))
+
+    assert plan.after == (text.format(WEB1.replace("10.0.0.1", "10.0.0.9"), lines[1]),)
+
+
+# --- the parts of a plan --------------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_its_managed_lines_by_marker_and_their_digest() -> None:
+    without = WEB1.replace("web1 10.0.0.1", "web2 10.0.0.2")
+    text = f"backend old\n    {without}\n{CFG}"
+
+    plan = plan_for(text, ROLES, membership_of(member("web1"), member("web2", "10.0.0.2")._replace(role="idle")))
+
+    assert plan.managed_lines == {"": [without], "lb-iis": [WEB1], "data-mongo": []}
+    assert plan.digest == digest_lines([("backend old", [without]), ("backend farm", [WEB1])])
+    assert plan_for(CFG, ROLES, membership_of()).digest == digest_lines([])
+
+
+def test_ignored_lines_are_notes() -> None:
+    text = dedent("""
+        frontend in
+            # additional-lb-iis-server
+        backend farm
+            # additional-lb-iis-servers
+            server web1 10.0.0.1:80 # lbagent role=web/1
+            # additional-lb-iis-server
+            # additional-data-mongo-server
+    """)
+
+    assert [str(note) for note in plan_for(text, ROLES, membership_of()).notes] == [
+        "haproxy.cfg:2: marker ignored: it is in frontend in, which cannot hold servers",
+        "haproxy.cfg:4: almost a marker, and ignored; write '# additional-SECTION-SERVICE-server'",
+        "haproxy.cfg:5: looks like a managed line, but its comment is not `# lbagent role=ROLE`; "
+        "treated as an operator's line",
+    ]
+
+
+def test_a_preview_names_the_nodes_whose_lines_the_guard_keeps() -> None:
+    lines = {number: WEB1.replace("web1 10.0.0.1", f"web{number} 10.0.0.{number}") for number in range(1, 4)}
+    before = with_line("\n    ".join(lines.values()))
+    members = [member("web1", status=LEFT), *(member(f"web{at}", f"10.0.0.{at}", status=LOST) for at in (2, 3))]
+
+    preview = make_preview(Document([("haproxy.cfg", before)]), ROLES, membership_of(*members))
+
+    assert preview.plan is not None
+    assert preview.plan.after == (before.replace(f"    {WEB1}\n", ""),)
+    assert (preview.blocked, preview.quarantined) == (frozenset({"web2", "web3"}), frozenset())
+    assert preview.change("web1") == Change((), (f"backend farm: {WEB1}",), ("the node has left",))
+    assert preview.change("web2") == Change()
+
+
+def test_a_preview_without_blocked_removals_has_the_quarantined_nodes() -> None:
+    document = Document([("haproxy.cfg", CFG)])
+    context = fingerprint_context(document, ROLES)
+    members = quarantine_nodes(membership_of(member("web1")), {"web1": REASON}, context, NOW)
+
+    preview = make_preview(document, ROLES, members)
+
+    assert (preview.blocked, preview.quarantined) == (frozenset(), frozenset({"web1"}))
+    assert preview.notes == ()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from lbagent.membership.model import LOST, Member
+from collections.abc import Mapping
+
+import pytest
+
+from lbagent.membership.model import LOST, Member, Membership
+from lbagent.planning.guard import Removals, remember_removals
 from tests.helpers.builders import (
+    NOW,
     dedent,
     managed_lines,
     member,
@@ -85,3 +91,43 @@ def test_twenty_nodes_are_named_and_more_are_not() -> None:
 
     assert make_lost_names(20) == names
     assert make_lost_names(21) == f"{names}, …"
+
+
+# --- removals that are remembered -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "removals", "after"),
+    [
+        ({}, Removals({"at A": ("web1", "web2")}), {"at A": {"web1": NOW, "web2": NOW}}),
+        ({"at A": {"web1": NOW - 9}}, Removals({"at A": ("web2",)}), {"at A": {"web1": NOW - 9, "web2": NOW}}),
+        ({"at A": {"web1": NOW - 9}}, Removals(), {"at A": {"web1": NOW - 9}}),
+        ({"at A": {"web1": NOW - 9}}, Removals(blocked=frozenset({"at B"})), {"at A": {"web1": NOW - 9}}),
+    ],
+)
+def test_allowed_removals_are_remembered_by_place(
+    before: Mapping[str, Mapping[str, int]], removals: Removals, after: Mapping[str, Mapping[str, int]]
+) -> None:
+    assert remember_removals(Membership(removals=before), removals, NOW, force=False).removals == after
+
+
+@pytest.mark.parametrize(("age", "after"), [(1799, 1799), (1800, 0), (3599, 0)])
+def test_while_something_is_blocked_earlier_removals_are_remembered_longer(age: int, after: int) -> None:
+    before = Membership(removals={"at A": {"web1": NOW - age, "web2": NOW - 5}})
+
+    found = remember_removals(before, Removals(blocked=frozenset({"at A"})), NOW, force=False).removals
+
+    assert found == {"at A": {"web1": NOW - after, "web2": NOW - 5 if after else NOW}}
+
+
+def test_without_news_the_membership_is_the_same() -> None:
+    before = Membership(removals={"at A": {"web1": NOW}})
+
+    assert remember_removals(before, Removals({"at A": ("web1",)}), NOW, force=False) is before
+    assert remember_removals(Membership(), Removals(), NOW, force=True) == Membership()
+
+
+def test_force_forgets_all_removals() -> None:
+    before = Membership(removals={"at A": {"web1": NOW}})
+
+    assert remember_removals(before, Removals({"at A": ("web2",)}), NOW, force=True) == Membership()

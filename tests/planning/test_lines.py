@@ -8,10 +8,12 @@ import pytest
 
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.runtime.state import ServerStats
-from lbagent.membership.model import FAILED, LEFT, Member
+from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, Member, Quarantine
 from lbagent.planning.desired import DesiredServer, DesiredServers, list_serving_ports
 from lbagent.planning.lines import (
+    ProxyLines,
     ServingServers,
+    count_servers,
     find_unserved,
     format_last_server,
     list_managed_lines,
@@ -19,7 +21,7 @@ from lbagent.planning.lines import (
     sort_by_name,
 )
 from lbagent.roles.model import Pair
-from tests.helpers.builders import dedent, member, membership_of, parse_roles_text, paused_member
+from tests.helpers.builders import NOW, dedent, member, membership_of, parse_roles_text, paused_member, plan_for
 
 ROLES = parse_roles_text("""
     services:
@@ -67,6 +69,7 @@ def unserved(
         (CFG.replace("server web2 10.0.0.2:80 check # lbagent", "# lbagent paused web2 10.0.0.2"), WEB, ["iis"]),
         (CFG.replace("check # lbagent role=web\n    # add", "weight 0 # lbagent paused role=web\n    # add"), WEB, ["iis"]),
         (with_lines("server mine 10.0.0.9:80"), (WEB[0], paused_member(WEB[1])), []),
+        (with_lines(".if 0", "server mine 10.0.0.9:80", ".endif"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 backup"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 disabled"), (WEB[0], paused_member(WEB[1])), ["iis"]),
         (with_lines("server mine 10.0.0.9:80 # backup"), (WEB[0], paused_member(WEB[1])), []),
@@ -163,6 +166,49 @@ def test_only_the_address_of_the_server_is_replaced(text: str, after: str) -> No
     assert replace_address(proxy.managed[0], "10.0.0.9") == after
 
 
+@pytest.mark.parametrize(
+    ("markers", "known", "name", "node"),
+    [
+        (["iis"], ["web1"], "web1", "web1"),
+        (["iis"], ["web1"], "web1.iis", "web1"),
+        (["iis"], ["web1", "web1.iis"], "web1.iis", "web1.iis"),
+        (["iis"], [], "web1.iis", "web1.iis"),
+        (["iis"], ["web1"], "web1.other", "web1.other"),
+        (["iis", "api"], [], "web1.iis", "web1"),
+        (["iis", "api"], [], "web1", "web1"),
+    ],
+)
+def test_a_server_may_be_called_after_its_node_and_service(
+    markers: list[str], known: list[str], name: str, node: str
+) -> None:
+    line = f"    server {name} 10.0.0.1:80 # lbagent role=app\n"
+    text = "backend farm\n" + line + "".join(f"    # additional-lb-{marker}-server\n" for marker in markers)
+    [proxy] = Document([("haproxy.cfg", text)]).proxies
+
+    lines = ProxyLines(proxy, ROLES, ROLES.list_pairs(), {one: member(one) for one in known})
+
+    assert lines.find_node(proxy.managed[0]) == node
+
+
+@pytest.mark.parametrize(("status", "count"), [(ALIVE, 1), (FAILED, 1), (LOST, 0)])
+def test_only_a_present_node_counts_as_quarantined(status: str, count: int) -> None:
+    one = member("web9", "10.0.0.9", status=status, quarantine=Quarantine(NOW, "x", "key"))
+
+    counts = count_servers(list_managed_lines(Document([("haproxy.cfg", CFG)])), ROLES, membership_of(*WEB, one))
+
+    assert counts[Pair("lb", "iis")] == {"in": 2, "paused": 0, "failed": 0, "quarantined": count}
+
+
+@pytest.mark.parametrize(("proxy", "services"), [("farm", ["iis"]), ("other", [])])
+def test_a_proxy_that_haproxy_may_not_have_counts_where_its_states_show_it(proxy: str, services: list[str]) -> None:
+    now = ServingServers(
+        Document([("haproxy.cfg", f".if defined(LBAGENT_UNKNOWN)\n{CFG}.endif\n")]),
+        {(proxy, "web1"): ServerStats("UP", None, 1)},
+    )
+
+    assert find_unserved(now, ROLES, membership_of(*WEB), ["web1"], if_paused=False) == services
+
+
 # --- desired servers --------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +268,21 @@ def test_a_drained_server_keeps_its_line_with_weight_0() -> None:
     assert server.format_line("app1.api", None, ()) == (
         "server app1.api 10.0.0.1:81 check inter 2s rise 2 fall 2 weight 0 # lbagent paused role=app"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"), [("cookie {server}", "cookie web1.iis"), ("cookie {name}", "cookie web1")]
+)
+def test_options_have_the_name_of_the_server_or_of_the_node(options: str, line: str) -> None:
+    roles = parse_roles_text(f"""
+        services: {{iis: {{port: 80, options: "{options}"}}, api: {{port: 81}}}}
+        roles: {{web: {{lb: [iis, api]}}}}
+    """)
+    text = "backend farm\n    # additional-lb-iis-server\n    # additional-lb-api-server\n"
+
+    after = plan_for(text, roles, membership_of(member("web1"))).after[0]
+
+    assert f"    server web1.iis 10.0.0.1:80 {line} # lbagent role=web\n" in after
 
 
 @pytest.mark.parametrize(

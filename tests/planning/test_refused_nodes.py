@@ -112,7 +112,7 @@ def test_nodes_left_after_the_last_trial_are_refused_together() -> None:
 
     assert {f"n{at}" for at in range(0, 1000, 2)} <= set(found)
     assert any("not tried separately" in why for why in found.values())
-    assert court.trials == TRIALS_LIMIT
+    assert court.trials == 16
 
 
 @given(
@@ -163,3 +163,44 @@ def test_the_remaining_nodes_are_accepted(count: int, clashes: set[frozenset[int
 
     assert court.bad([node for node in nodes(count) if node not in found]) is None
     assert court.trials <= TRIALS_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("count", "guilty", "trials"),
+    [
+        (8, [6, 7], 4),
+        (8, [0, 7], 7),
+        (8, [0, 6], 8),
+        (7, range(7), 15),
+        (8, range(8), 15),
+        (10, range(10), 13),
+        (13, range(13), 16),
+        (13, [11, 12], 5),
+        (13, [0, 12], 15),
+        (14, [0, 13], 8),
+        (16, [0, 1, 15], 13),
+    ],
+)
+def test_several_refused_nodes_take_so_many_trials(count: int, guilty: Sequence[int], trials: int) -> None:
+    court = refusing(*(f"n{at}" for at in guilty))
+
+    assert court.blame(nodes(count)) == {f"n{at}": f"n{at} is bad" for at in guilty}
+    assert court.trials == trials
+
+
+@pytest.mark.parametrize(("count", "together"), [(14, [10]), (16, [3, 10]), (17, [7, 7]), (100, [49, 49])])
+def test_nodes_that_were_not_tried_separately_have_a_reason_with_their_number(count: int, together: list[int]) -> None:
+    found = refusing(*nodes(count)).blame(nodes(count))
+
+    alone = count - sum(together)
+    reasons = [f"n{number} is bad" for number in range(alone)]
+    for size in together:
+        reasons += [f"n{len(reasons)} is bad (or one of {size - 1} others, not tried separately)"] * size
+    assert list(found.values()) == reasons
+
+
+def test_of_two_nodes_that_were_not_tried_separately_the_other_one_is_named() -> None:
+    found = refusing("n0", "n4", "n8", "n12").blame(nodes(15))
+
+    assert list(found) == ["n0", "n4", "n8", "n12", "n13", "n14"]
+    assert found["n13"] == found["n14"] == "n12 is bad (or the other node, not tried separately)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import os
 import signal
 import subprocess
 import threading
@@ -11,11 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbagent.haproxy.process import is_check_only
+from lbagent.haproxy.process import explain_other_files, find_haproxy, is_check_only
 from tests.helpers.real_programs import (
     CONFIG,
     PATIENCE,
     RELOADING,
+    ROLES,
     Backend,
     Haproxy,
     LoadBalancer,
@@ -117,6 +120,78 @@ def test_a_haproxy_cfg_of_several_files_is_one_text(lb: LoadBalancer, given: str
             first.name,
             second.name,
         ]
+
+
+def test_directories_and_special_files_in_a_folder_are_ignored_as_haproxy_does(lb: LoadBalancer) -> None:
+    folder = lb.etc / "conf.d"
+    (folder / "20-old.cfg").mkdir(parents=True)
+    os.mkfifo(folder / "30-fifo.cfg")
+    (folder / "10-web.cfg").write_bytes(lb.text)
+    lb.roles.write_text(lb.fill_template(RELOADING).replace(f"config: {lb.cfg}", f"config: {folder}"))
+    with Haproxy(lb, config=[str(folder)]) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert list(haproxy.servers()) == ["web01"]
+
+
+def write_two_files(lb: LoadBalancer, more: str = "") -> tuple[str, str]:
+    """Write a file with `defaults`, to which `more` belongs, and haproxy.cfg with all other sections."""
+    head, _, rest = CONFIG.partition("defaults\n")
+    defaults, _, listen = rest.partition("\nlisten ")
+    first = lb.etc / "conf.d" / "10-defaults.cfg"
+    first.parent.mkdir()
+    first.write_text(lb.fill_template(f"defaults\n{defaults}{more}"))
+    lb.cfg.write_text(lb.fill_template(f"{head}listen {listen}".replace("    balance", "    mode http\n    balance")))
+    return str(first), str(lb.cfg)
+
+
+def find_weights(haproxy: Haproxy) -> dict[str, str]:
+    rows = csv.DictReader(haproxy.send("show stat -1 4 -1").removeprefix("# ").splitlines())
+    return {row["svname"]: row["weight"] for row in rows}
+
+
+def test_a_server_joins_by_a_reload_where_haproxy_reads_more_files_than_lbagent_knows(lb: LoadBalancer) -> None:
+    lb.roles.write_text(lb.fill_template(ROLES))
+    files = write_two_files(lb, "    default-server weight 7\n")
+    with (
+        Backend("web01", "127.0.0.11", lb.port),
+        Backend("web02", "127.0.0.12", lb.port),
+        Haproxy(lb, config=files) as haproxy,
+    ):
+        ended = lb.join(WEB01, WEB02)
+        assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
+        assert find_weights(haproxy) == {"web01": "7", "web02": "7"}
+        # A pause does not depend on the other files.
+        assert lb.send_query("pause", "web01", 1).stdout == b"done\n"
+        assert (haproxy.servers()["web01"], haproxy.reloads()) == ("MAINT", (1, 0))
+        given = " ".join(files)
+        warning = f"was started with {given}, haproxy.config is {lb.cfg}; each join takes a reload"
+        assert warning in lb.run("check").stdout.decode()
+
+
+def test_servers_that_an_unknown_file_disables_stay_disabled(lb: LoadBalancer) -> None:
+    lb.roles.write_text(lb.fill_template(ROLES))
+    with Haproxy(lb, config=write_two_files(lb, "    default-server disabled\n")) as haproxy:
+        ended = lb.join(WEB01)
+
+        assert (ended.returncode, haproxy.servers()) == (0, {"web01": "MAINT"})
+        assert lb.history()[-1]["words"].endswith(f"HAProxy reloaded, worker {haproxy.worker()}")
+
+
+@pytest.mark.parametrize("more", [[], ["--"]])
+def test_the_same_files_under_other_names_take_no_reload(lb: LoadBalancer, more: list[str]) -> None:
+    first, second = write_two_files(lb)
+    (lb.folder / "link.cfg").symlink_to(second)
+    lb.roles.write_text(lb.fill_template(ROLES).replace(f"config: {lb.cfg}", f"config: [{first}, {second}]"))
+    with Haproxy(lb, config=["etc/conf.d", "link.cfg"], more=more) as haproxy:
+        lb.join(WEB01)
+        assert haproxy.reloads() == (0, 0)
+        os.kill(haproxy.pid, signal.SIGUSR2)
+        wait_until(lambda: haproxy.reloads()[0] == 1 and len(haproxy.workers()) == 1)
+        running = find_haproxy([first, second], [])
+        assert running
+        assert explain_other_files(running, [first, second]) == ""
 
 
 def test_a_haproxy_that_starts_later_serves_the_lines(lb: LoadBalancer) -> None:

@@ -955,6 +955,65 @@ BROKEN: list[tuple[str, list[str]]] = [
             ":1:18: roles: invalid key; write KEY: VALUE",
         ],
     ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: none}\n",
+        [
+            ":3:13: roles.web.lb: 'none' is not a list of services; write lb: [none]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: 'iis,none'}\n",
+        [
+            ":3:13: roles.web.lb: 'iis,none' is not a list of services; write lb: [iis, none]",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {options: 'check {serve}'}\n",
+        [
+            ":3:18: roles.web.options: 'check {serve}' contains an unknown placeholder; did you mean {server}?",
+        ],
+    ),
+    (
+        "services: {none: {port: 1}}\nroles:\n  web: [x]\n",
+        [
+            ":1:12: services.none: reserved name; rename the service",
+            ":3:3: roles.web: is a list, not a role; indent it further if it is a section, or write web: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {interval:60s}\n",
+        [
+            ":3:9: roles.web.interval:60s: missing space after ':'; write interval: 60s",
+        ],
+    ),
+    (
+        'services:\n  iis:\n    port: 80\n    options: "check \\d"\n    prt: 5\nroles: {web: {}}\n',
+        [
+            ":4:21: services.iis.options: unknown escape sequence; use single quotes, in which a backslash has no meaning",
+            ":5:5: services.iis.prt: unknown key; did you mean port?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}, 'a]': {lb: [iis]\n",
+        [
+            ":2:33: roles: the mapping is not closed; add }",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}}\nroles: {web: {lb: [iss]}}\n",
+        [
+            ":1:28: services: unmatched }; remove it",
+            ":2:20: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n\tweb:\n\t\tlb: [iis, iss]\n",
+        [
+            ":3:1: roles.web: is indented with a tab; use spaces",
+            ":4:1: roles.web.lb: is indented with a tab; use spaces",
+            ":4:15: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
 ]
 """Broken files, each with its messages after the file's name."""
 
@@ -998,3 +1057,32 @@ def test_a_section_that_resembles_a_key_but_lists_services_is_a_section(section:
     text = f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{{section}: [iis]}}}}\n"
 
     assert loader.parse_roles(text.encode(), "roles.yml").roles["web"].sections == {section: ("iis",)}
+
+
+def test_a_file_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(b"a: \xff\n", "roles.yml")
+
+    assert list(refused.value.mistakes) == ["roles.yml:1:4: is not UTF-8 text; save it as UTF-8"]
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    text = (
+        f"haproxy: {{config: {'x' * 99}}}\nservices: {{iis: {{port: 80}}}}\n"
+        f"roles:\n  web: {{networks: [{'n' * 99}], lb: [{'s' * 99}]}}\n"
+    )
+
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert list(refused.value.mistakes) == [
+        f"roles.yml:1:19: haproxy.config: '{'x' * 80}' is not an absolute path; write /etc/haproxy/{'x' * 80}",
+        f"roles.yml:4:20: roles.web.networks: '{'n' * 60}' is not a network; write a list of networks, such as [10.0.0.0/8]",
+        f"roles.yml:4:127: roles.web.lb: service '{'s' * 60}' is not declared; declare it below services: (declared: iis)",
+    ]
+
+
+def test_empty_settings_are_no_role_of_the_older_form() -> None:
+    text = b"services: {iis: {port: 80}}\nhaproxy: {}\nweb: {lb: [iis]}\n"
+
+    assert list(loader.parse_roles(text, "roles.yml").roles) == ["web"]

@@ -25,6 +25,7 @@ VALUES = {"name": "web01", "role": "web", "interval": "60s"}
         ("weight {tag:weight|100}", {}, "weight 100"),
         ("weight {tag:weight|100}", {"weight": "5"}, "weight 5"),
         ("{tag:dc|}", {}, ""),
+        ("{tag:role}", {"role": "other"}, "web"),
         ("{tag:x.y-z_1|a.b}", {}, "a.b"),
         ("  check   inter  2s ", {}, "check   inter  2s"),
     ],

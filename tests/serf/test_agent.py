@@ -162,6 +162,11 @@ def test_info_without_a_name_is_an_error(text: str) -> None:
         parse_info(text)
 
 
+def test_an_agent_without_a_name_is_described() -> None:
+    with pytest.raises(ValueError, match=r"^the agent has no name$"):
+        parse_info('{"agent": {"name": ""}}')
+
+
 @given(nearly_valid(st.just("web01")), nearly_valid(st.just("10.0.0.1:7946")), st.text(max_size=5))
 def test_every_listed_member_has_a_valid_name_and_address(name: str, addr: str, tag: str) -> None:
     for one in parse_member_list(said(row(name, addr, tag, dc=tag))).members:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lbagent.names import NAME, NAME_RULE, canonical_address
 from lbagent.serf.events import (
+    QUERIES,
     Command,
     Ignored,
     Malformed,
@@ -361,6 +362,7 @@ def test_an_operator_enters_a_time_of_1_s_to_ten_years(text: str, seconds: int |
         ("é" * 200, True),
         ("更" * 134, False),
         ("\x1b", False),
+        ("\udc83", False),
     ],
 )
 def test_a_reason_is_printable_and_fits_into_a_query(reason: str, can_be_sent: bool) -> None:  # noqa: FBT001
@@ -386,6 +388,21 @@ def test_the_digest_covers_the_whole_payload() -> None:
     assert isinstance(verb, Command)
     assert one.digest == same.digest
     assert len({one.digest, other.digest, verb.digest}) == 3
+
+
+def test_of_two_senders_the_first_counts() -> None:
+    event = parse_event(command_event("pause", "web01 by=alice@lb01 by=lb02 reason=by=lb03"))
+
+    assert isinstance(event, Command)
+    assert (event.name, event.by, event.reason) == ("web01", "alice@lb01", "by=lb03")
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "forget"])
+def test_the_query_of_each_verb_is_parsed_as_that_verb(verb: str) -> None:
+    event = parse_event(command_event(QUERIES[verb], "web01", 1, "query"))
+
+    assert isinstance(event, Command)
+    assert event.verb == verb
 
 
 def test_a_status_query_is_parsed() -> None:

@@ -41,6 +41,25 @@ def test_what_serf_does_not_give_is_empty(kind: str) -> None:
     )
 
 
+def test_an_event_without_variables_has_empty_fields() -> None:
+    assert read_handler_event({}, b"x", 5, "id") == RawEvent("id", 5, "", "", None, "", b"x")
+
+
+def test_a_name_that_is_not_utf_8_is_kept() -> None:
+    environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"\x83E", b"SERF_SELF_NAME": b"lb\xff"}
+
+    raw = read_handler_event(environ, b"", 5, "id")
+
+    assert (raw.name, raw.self_name) == ("\udc83E", "lb\udcff")
+    assert parse_record(next(raw.split_records())) == raw._replace(id="id0000")
+
+
+def test_a_member_event_has_no_name() -> None:
+    environ = {b"SERF_EVENT": b"member-join", b"SERF_QUERY_NAME": b"pause", b"SERF_USER_EVENT": b"pause"}
+
+    assert read_handler_event(environ, b"", 5, "id") == RawEvent("id", 5, "member-join", "", None, "", b"")
+
+
 def test_the_largest_ltime_of_64_bits_is_read() -> None:
     environ = {b"SERF_EVENT": b"user", b"SERF_USER_EVENT": b"pause", b"SERF_USER_LTIME": b"9" * 19}
 
@@ -89,10 +108,11 @@ def test_other_events_are_not_relevant(kind: str, name: str, wanted: bool) -> No
     assert JOIN._replace(kind=kind, name=name).is_relevant is wanted
 
 
-def test_a_record_is_parsed_into_the_same_event() -> None:
-    (record,) = JOIN.split_records()
+@pytest.mark.parametrize("raw", [JOIN, JOIN._replace(kind="user", name="pause", ltime=7, payload=b"web01")])
+def test_a_record_is_parsed_into_the_same_event(raw: RawEvent) -> None:
+    (record,) = raw.split_records()
 
-    assert parse_record(record) == JOIN._replace(id=f"{JOIN.id}0000")
+    assert parse_record(record) == raw._replace(id=f"{raw.id}0000")
 
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(

@@ -141,6 +141,7 @@ def test_a_query_ends_once_all_nodes_have_answered_and_each_answer_is_reported_o
         ('SERF_RPC_AUTH="token"', "token"),
         ("SERF_RPC_AUTH=\"token'", "\"token'"),
         ('SERF_RPC_AUTH="', '"'),
+        ("SERF_RPC_AUTH=XtokenX", "XtokenX"),
         ('SERF_RPC_AUTH=""', None),
         ("SERF_RPC_AUTH=", None),
         ("SERF_RPC_AUTH=a=b\nSERF_RPC_AUTH=c", "a=b"),
@@ -174,13 +175,17 @@ def test_a_changed_serf_env_replaces_its_own_variables_only(tmp_path: Path) -> N
     assert environ == {"SERF_RPC_ADDR": "127.0.0.1:9"}
 
 
-def test_a_serf_env_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "serf.env").mkdir()
-    env = SerfEnv([str(tmp_path)], {})
-
+def test_a_serf_env_that_cannot_be_read_is_an_error_and_sets_nothing(tmp_path: Path) -> None:
+    path, environ = tmp_path / "serf.env", dict[str, str]()
+    path.write_text("SERF_RPC_AUTH=old")
+    env = SerfEnv([str(tmp_path)], environ)
     env.load()
+    path.unlink()
+    path.mkdir()
 
+    assert env.load() is True
     assert env.error == f"{tmp_path}/serf.env: cannot be read: Is a directory"
+    assert environ == {}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_the_running_agent_has_its_files_in_order_and_what_is_wrong_with_them(
     ]
     assert found.settings["event_handlers"] == ["one", "two"]
     assert found.unreadable == [
-        Unreadable(f"{tmp_path}/long.json", "not read: larger than 1048576 bytes"),
+        Unreadable(f"{tmp_path}/long.json", "not read: larger than 1048576 bytes", hidden=False, broken=False),
         Unreadable(f"{tmp_path}/missing.json", "cannot be read: No such file or directory", hidden=True),
         Unreadable(
             f"{tmp_path}/broken.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lbagent.system.subprocess import ProgramResult, find_program, run_program
+from lbagent.system.subprocess import Program, ProgramResult, find_program, run_program
 from tests.helpers.real_programs import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -227,6 +228,29 @@ def test_an_interrupt_kills_the_program_first(
         shell(f"sleep 60 & echo $! >{tmp_path}/child; wait")
 
     assert _ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_program_runs_beside_its_block_and_has_its_result_at_the_end(tmp_path: Path) -> None:
+    with Program(["sh", "-c", f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; echo went; exit 3"], 60) as program:
+        (tmp_path / "go").touch()
+
+        assert program.wait() == ProgramResult(3, "went")
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+def test_the_end_of_its_block_kills_a_program_and_its_children(
+    tmp_path: Path, error: type[BaseException] | None
+) -> None:
+    child = tmp_path / "child"
+    with (
+        contextlib.suppress(KeyboardInterrupt, ValueError),
+        Program(["sh", "-c", f"sleep 60 & echo $! >{child}; wait"], 60),
+    ):
+        assert wait_until(lambda: child.exists() and child.read_text().endswith("\n"))
+        if error:
+            raise error
+
+    assert _ends(int(child.read_text()))
 
 
 def interrupt_a_start() -> None:

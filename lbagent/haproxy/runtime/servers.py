@@ -78,9 +78,14 @@ def format_stop_command(key: Key, *, drain: bool) -> str:
 class ServerChanges:
     """The changes from the servers that a worker has to the wanted ones."""
 
-    def __init__(self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities) -> None:
-        """`document` is the text with the proxies; `wanted` are the lines of the servers to serve."""
-        self._document, self._known, self._capabilities = document, known, capabilities
+    def __init__(
+        self, document: Document, known: KnownServers, wanted: Lines, capabilities: Capabilities, doubt: str = ""
+    ) -> None:
+        """`document` is the text with the proxies; `wanted` are the lines of the servers to serve.
+
+        `doubt` is why HAProxy may load more than `document`; empty where it does not.
+        """
+        self._document, self._known, self._capabilities, self._doubt = document, known, capabilities, doubt
         self.joins: list[Join] = []
         self.needs_reload: dict[Key, str] = {}
         """Servers that need a reload, with the reason."""
@@ -111,7 +116,7 @@ class ServerChanges:
 
     def may_be_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server, or an agent check may disable it."""
-        return self.is_disabled(key, line) or self.has_agent(key, line)
+        return bool(self._doubt) or self.is_disabled(key, line) or self.has_agent(key, line)
 
     def is_disabled(self, key: Key, line: str) -> bool:
         """Return whether haproxy.cfg disables this server."""
@@ -230,8 +235,8 @@ class ServerChanges:
         """Raise NeedsReload if adding a server with these keywords would differ from a reload."""
         proxy, here = self._find_proxy(name), self._find_inherited(name)
         balance = _get_algorithm(proxy)
-        if here.doubt:
-            raise NeedsReload(here.doubt)
+        if doubt := self._doubt or here.doubt:
+            raise NeedsReload(doubt)
         if here.mode not in ("", "http", "tcp"):
             raise NeedsReload(f"`mode {here.mode}` does not support dynamic servers")
         if here.unbalanced:

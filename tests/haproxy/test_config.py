@@ -1,0 +1,237 @@
+"""haproxy.cfg is a sequence of lines: which servers HAProxy has, which lines compete, and what changes a digest."""
+
+# ruff: noqa: E501  # a case of a table is on one line
+
+from __future__ import annotations
+
+import pytest
+
+from lbagent.haproxy.config import (
+    Document,
+    ServerTemplate,
+    find_endpoint,
+    find_paused_servers,
+    is_paused_server,
+    is_stray,
+    list_uncertain_servers,
+    parse_change,
+    predict_servers,
+    split_server_line,
+)
+from lbagent.haproxy.reader import Environment
+from tests.helpers.builders import dedent, member, membership_of, parse_roles_text, plan_for
+
+WEB1 = "server web1 10.0.0.1:80 check # lbagent role=web"
+COMMENT = "# lbagent paused web2 10.0.0.2 role=web"
+CFG = dedent(f"""
+    global
+        log stdout local0
+    backend farm
+        server mine 10.0.0.9:80
+        server-template more 1-2 10.0.0.8:80
+        {WEB1}
+        {COMMENT}
+        # additional-lb-iis-server
+    backend other
+        server alone 10.0.0.7:80
+""")
+ROLES = parse_roles_text("services: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}")
+
+
+def document(text: str, environment: dict[str, str] | None = None) -> Document:
+    """Return haproxy.cfg; `environment` is that of the running HAProxy."""
+    return Document([("haproxy.cfg", text)], lambda: Environment(environment))
+
+
+# --- branches of .if --------------------------------------------------------------------------------------------------
+
+BRANCHES = dedent("""
+    backend farm
+    .if defined(A)
+        # additional-lb-iis-server
+    .else
+        # additional-lb-iis-server
+    .endif
+        # additional-lb-iis-server
+    .if 0
+        # additional-lb-iis-server
+    .endif
+""")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "exclusive"),
+    [(2, 4, True), (2, 6, False), (4, 6, False), (2, 2, False), (6, 8, True), (8, 8, False)],
+)
+def test_lines_of_two_branches_are_exclusive(one: int, other: int, exclusive: bool) -> None:  # noqa: FBT001
+    read = document(BRANCHES)
+
+    assert read.are_exclusive(one, other) is read.are_exclusive(other, one) is exclusive
+
+
+def test_without_a_condition_no_lines_are_exclusive() -> None:
+    assert document(CFG).are_exclusive(3, 5) is False
+
+
+def test_a_node_has_a_line_in_each_branch() -> None:
+    text = (
+        "backend farm\n.if defined(A)\n    # additional-lb-iis-server\n.else\n    # additional-lb-iis-server\n.endif\n"
+    )
+
+    after = plan_for(text, ROLES, membership_of(member("web1"))).after[0]
+
+    assert after.count("server web1 10.0.0.1:80 check inter 2s rise 2 fall 2 # lbagent role=web\n") == 2
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_digest_covers_its_own_lines_only() -> None:
+    before = document(CFG)
+    operators = document(CFG.replace("10.0.0.9", "10.0.0.6"))
+    managed = document(CFG.replace("10.0.0.1:", "10.0.0.6:"))
+
+    assert operators.compute_digest() == before.compute_digest() != managed.compute_digest()
+    assert managed.compute_operator_digest() == before.compute_operator_digest() != operators.compute_operator_digest()
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_managed_servers_are_those_of_proxies_with_a_known_name() -> None:
+    text = CFG + f'backend "$NAME"\n    {WEB1}\n    # additional-lb-iis-server\n'
+    unknown, bound = document(text), document(text).bind_environment(lambda: Environment({"NAME": "named"}))
+
+    assert unknown.managed_servers == {("farm", "web1"): WEB1}
+    assert list_uncertain_servers(unknown) == {("$NAME", "web1"): WEB1}
+    assert bound.managed_servers == {("farm", "web1"): WEB1, ("named", "web1"): WEB1}
+    assert list_uncertain_servers(bound) == {}
+
+
+def test_a_document_that_was_read_is_read_again_with_the_environment_of_haproxy() -> None:
+    read = document(CFG + f'backend "$NAME"\n    {WEB1}\n    # additional-lb-iis-server\n')
+    assert ("named", "web1") not in read.managed_servers
+
+    assert ("named", "web1") in read.bind_environment(lambda: Environment({"NAME": "named"})).managed_servers
+    assert document(CFG).bind_environment(Environment).managed_servers == {("farm", "web1"): WEB1}
+
+
+@pytest.mark.parametrize(
+    ("key", "stray"),
+    [
+        (("farm", "web1"), False),
+        (("farm", "mine"), False),
+        (("farm", "more2"), False),
+        (("farm", "more3"), True),
+        (("farm", "web2"), True),
+        (("farm", "web9"), True),
+        (("other", "web9"), False),
+        (("absent", "web9"), False),
+    ],
+)
+def test_a_server_without_a_line_is_stray_in_a_proxy_that_lbagent_manages(key: tuple[str, str], stray: bool) -> None:  # noqa: FBT001
+    assert is_stray(document(CFG), key) is stray
+
+
+def test_the_paused_servers_follow_the_changes_of_a_plan() -> None:
+    here, node3 = document(CFG), COMMENT.replace("web2", "web3")
+
+    assert find_paused_servers(here, ((), ())) == {("farm", "web2")}
+    assert find_paused_servers(here, ((f"backend farm: {node3}",), ())) == {("farm", "web2"), ("farm", "web3")}
+    assert find_paused_servers(here, ((f"backend farm: {WEB1}",), (f"backend farm: {COMMENT}",))) == set()
+    assert find_paused_servers(here, ((f"backend farm: {COMMENT}",), (f"backend farm: {COMMENT}",))) == {
+        ("farm", "web2")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "paused"), [("web2", True), ("web2.iis", True), ("web2.iis.x", False), ("web", False), ("iis", False)]
+)
+def test_a_paused_node_has_servers_of_its_name_and_of_each_service(name: str, paused: bool) -> None:  # noqa: FBT001
+    assert is_paused_server(("farm", name), {("farm", "web2")}) is paused
+
+
+def test_the_servers_after_a_change_are_predicted() -> None:
+    web3 = WEB1.replace("web1 10.0.0.1", "web3 10.0.0.3")
+    after = CFG.replace(WEB1, f"# lbagent paused web1 10.0.0.1 role=web\n    {web3}")
+    changed = (
+        (f"backend farm: {web3}", "backend farm: # lbagent paused web1 10.0.0.1 role=web"),
+        (f"backend farm: {WEB1}",),
+    )
+
+    assert predict_servers(document(CFG), [after], changed) == {("farm", "web3"): web3}
+    assert predict_servers(document(f".if 1\n.endif\n{CFG}"), [f".if 1\n.endif\n{after}"], changed) == {
+        ("farm", "web3"): web3
+    }
+    assert predict_servers(document(CFG), [CFG], ((), ())) == {("farm", "web1"): WEB1}
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "line"),
+    [
+        (f"backend farm: {WEB1}", ("farm", "web1"), WEB1),
+        (f"listen a:b: {WEB1}", ("a:b", "web1"), WEB1),
+        (f"backend farm: {COMMENT}", ("farm", "web2"), ""),
+    ],
+)
+def test_a_change_of_a_plan_names_proxy_and_server(change: str, key: tuple[str, str], line: str) -> None:
+    assert parse_change(change) == (key, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [(WEB1, "10.0.0.1:80"), ("server web1 [fd00::1]:80", "[fd00::1]:80"), (COMMENT, ""), ("server web1", "")],
+)
+def test_a_comment_has_no_endpoint(text: str, endpoint: str) -> None:
+    assert find_endpoint(text) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (WEB1, ("10.0.0.1", 80, ["check"])),
+        ("server web1 [fd00::1]:81 # lbagent role=web", ("fd00::1", 81, [])),
+        ("server web1 10.0.0.1:x check", ("10.0.0.1", 0, ["check"])),
+        ("server web1", ("", 0, [])),
+    ],
+)
+def test_a_line_is_split_into_address_port_and_options(text: str, parts: tuple[str, int, list[str]]) -> None:
+    assert split_server_line(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [("3", 1, 3), ("2-4", 2, 4), ("x", 1, 0), ("1-x", 1, 0), ("x-3", 1, 0), ("-3", 1, 0)]
+)
+def test_a_server_template_has_a_count_or_a_range(count: str, low: int, high: int) -> None:
+    [proxy] = document(f"backend farm\n    server-template more {count} 10.0.0.8:80 check\n").proxies
+
+    assert proxy.templates == [ServerTemplate(1, "more", low, high, "10.0.0.8:80")]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("server web1 web01.example.com:80 # lbagent role=web", "it is not `server NAME IP-ADDRESS:PORT OPTIONS`"),
+        ("server web1 10.0.0.1:80 # lbagent role=", "its comment is not `# lbagent role=ROLE`"),
+        ("# lbagent paused web1 10.0.0 role=web", "not NAME ADDRESS role=ROLE"),
+    ],
+)
+def test_a_line_that_looks_managed_is_the_operators_with_the_reason(line: str, why: str) -> None:
+    read = document(f"backend farm\n    {line}\n    # additional-lb-iis-server\n")
+
+    assert [one.why for one in read.damaged] == [why]
+    assert read.has_managed_lines is False
+
+
+def test_directives_are_all_lines_but_servers_comments_and_conditions() -> None:
+    text = "global\n    # note\n    daemon\n.if 1\nbackend farm\n    balance source\n    server a 10.0.0.1:80\n.endif\n.if 0\n    mode tcp\n.endif\n"
+
+    assert [one.words for one, _ in document(text).read_directives()] == [
+        ["global"],
+        ["daemon"],
+        ["backend", "farm"],
+        ["balance", "source"],
+    ]
