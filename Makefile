@@ -57,8 +57,8 @@ fuzz: $(VENV)/.dev  ## 100,000 hostile inputs from the handler to haproxy.cfg; f
 long: $(VENV)/.dev  ## the daemon over 100,000 events and a day of syncs; ten minutes
 	@$(BIN)/python -m load.long
 
-faults: $(VENV)/.dev  ## every system call of a run fails once; an hour and a half
-	@LBAGENT_STEPS=1 $(BIN)/python -m pytest -n 2 -q -rA tests/real/test_every_step.py
+faults: $(VENV)/.dev  ## every system call of a run fails once; two hours, EVERY=4 for every fourth
+	@LBAGENT_STEPS=$(or $(EVERY),1) $(BIN)/python -m pytest -n 2 -q -rA tests/real/test_every_step.py
 
 mutation: $(VENV)/.dev  ## 400 mutants of the pure modules, and the tests that notice them; twenty minutes, ALL=1 for all
 	@$(BIN)/python -m tests.mutation $(if $(ALL),--all)

@@ -141,11 +141,19 @@ def check_state_directory(paths: Paths) -> Iterator[Finding]:
         text = f"cannot be read: {refused.strerror}; events cannot be stored"
         yield error(Kind.STATE, paths.folder, text, "make it a directory of root")
         return
+    yield from _check_kind(paths)
     yield from _check_membership(paths)
     for name in sorted(name for name in names if name.startswith("members.json.damaged-")):
         fix = "find the cause, for example a full disk, then delete the copy"
         yield warning(Kind.DAMAGED, os.path.join(paths.folder, name), "a copy of a damaged members.json", fix)
     yield from _check_bad_events(paths.bad)
+
+
+def _check_kind(paths: Paths) -> Iterator[Finding]:
+    """Find a spool that is no directory, and a lock that is no file: no event takes effect."""
+    for path, is_right, kind in ((paths.spool, os.path.isdir, "directory"), (paths.lock, os.path.isfile, "file")):
+        if os.path.lexists(path) and not is_right(path):
+            yield error(Kind.STATE, path, f"not a {kind}; no event takes effect", "move it away; lbagent makes it anew")
 
 
 def _check_membership(paths: Paths) -> Iterator[Finding]:

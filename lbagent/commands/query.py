@@ -146,6 +146,11 @@ def run_commands(
                 if refused := _store_commands([raw for raw, _ in commands], engine, log):
                     return refused
             return _apply_commands(commands, engine, log, loop) if acquired else [QUEUED] * len(commands)
+    except OSError as error:  # the lock cannot be used
+        if allow is not None:
+            raise
+        log.error(format_error(error))
+        return [format_failure(error)] * len(commands)  # they are stored
     finally:
         # Events that arrived meanwhile found the lock busy, and the next run may be hours away. The sender waits.
         _run_while_spooled(loop, engine, log)

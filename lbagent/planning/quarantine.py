@@ -138,6 +138,6 @@ class _Search:
 
     def _blame(self, nodes: list[str], words: str) -> None:
         if len(nodes) > 1:
-            others = "the other one" if len(nodes) == 2 else f"one of {len(nodes) - 1} others"  # noqa: PLR2004
+            others = "the other node" if len(nodes) == 2 else f"one of {len(nodes) - 1} others"  # noqa: PLR2004
             words = f"{words} (or {others}, not tried separately)"
         self._found.update(dict.fromkeys(nodes, words))

@@ -203,4 +203,4 @@ def test_of_two_nodes_that_were_not_tried_separately_the_other_one_is_named() ->
     found = refusing("n0", "n4", "n8", "n12").blame(nodes(15))
 
     assert list(found) == ["n0", "n4", "n8", "n12", "n13", "n14"]
-    assert found["n13"] == found["n14"] == "n12 is bad (or the other one, not tried separately)"
+    assert found["n13"] == found["n14"] == "n12 is bad (or the other node, not tried separately)"

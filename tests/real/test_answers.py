@@ -375,3 +375,18 @@ def test_a_pause_without_a_stats_socket_reads_an_operators_address_as_the_runnin
 
             assert haproxy.find_answering(4) == {"web1"}
             assert paused == f"not applied yet: web1: {OPERATOR}"
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_a_pause_that_is_stored_although_the_lock_cannot_be_opened_is_not_refused(binary: Path, kind: str) -> None:
+    with run_load_balancer(binary) as (lb, haproxy):
+        lock = lb.state / "lock"
+        lock.unlink()
+        lock.mkdir() if kind == "directory" else lock.symlink_to(lb.folder / "none" / "lock")
+
+        assert lb.send_query("pause", "web1", 1).stdout.startswith(f"not applied yet: {lock}: ".encode())
+        assert f"error    state: {lock}: not a file; no event takes effect; " in lb.run("check").stdout.decode()
+        assert haproxy.find_answering() == {"web1", "web2"}
+        lock.rmdir() if kind == "directory" else lock.unlink()
+        assert lb.run("apply").returncode == 0
+        assert haproxy.find_answering() == {"web2"}

@@ -549,6 +549,20 @@ def test_files_set_aside_in_the_state_directory_are_found(healthy: tuple[LoadBal
     ]
 
 
+def test_a_spool_and_a_lock_of_the_wrong_kind_are_errors(healthy: tuple[LoadBalancer, Agent]) -> None:
+    lb, agent = healthy
+    shutil.rmtree(lb.state / "spool")
+    (lb.state / "spool").write_bytes(b"")
+    (lb.state / "lock").unlink(missing_ok=True)
+    (lb.state / "lock").mkdir()
+
+    problems = list_problems(lb, agent)
+    assert [line for line in problems if line.startswith("error state: ")] == [
+        "error state: /lb/state/spool: not a directory; no event takes effect; move it away; lbagent makes it anew",
+        "error state: /lb/state/lock: not a file; no event takes effect; move it away; lbagent makes it anew",
+    ]
+
+
 def test_a_damaged_membership_is_found_and_not_changed(healthy: tuple[LoadBalancer, Agent]) -> None:
     lb, agent = healthy
     (lb.state / "members.json").write_bytes(b"{")

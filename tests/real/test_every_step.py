@@ -1,6 +1,6 @@
 """A fault in any system call of a run loses nothing, leaves nothing half-written, and the answer stays true.
 
-`make test` injects a part of the faults; `make faults` injects all of them, `LBAGENT_STEPS=4` every fourth.
+`make test` injects a part of the faults; `make faults` injects all of them, `make faults EVERY=4` every fourth.
 """
 
 from __future__ import annotations
