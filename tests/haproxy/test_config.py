@@ -116,6 +116,35 @@ def test_a_document_that_was_read_is_read_again_with_the_environment_of_haproxy(
     assert document(CFG).bind_environment(Environment).managed_servers == {("farm", "web1"): WEB1}
 
 
+def test_an_operators_line_is_resolved_with_the_variables_of_global() -> None:
+    text = 'global\n    setenv HOST "$BASE.9"\nbackend farm\n    server mine "$HOST":80\n'
+    read = document(text, {"BASE": "10.0.0"})
+    [line] = read.proxies[-1].operator_servers
+
+    assert line.endpoint == "$HOST:80"
+    assert read.resolve_operator_server(line).endpoint == "10.0.0.9:80"
+
+
+def test_a_condition_ends_with_its_file() -> None:
+    read = Document([("a.cfg", "backend x\n.if 0\n"), ("b.cfg", f"backend farm\n    {WEB1}\n")])
+
+    assert read.managed_servers == {("farm", "web1"): WEB1}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "hashes"),
+    [
+        ("defaults\n    balance source\n", True),
+        ("defaults\n    balance source\ndefaults\n    mode tcp\n", False),
+        ("defaults a\n    balance source\ndefaults b from a\n    mode tcp\n", True),
+        ("defaults a\n    balance source\ndefaults b from a\n    balance roundrobin\n", False),
+        ("", False),
+    ],
+)
+def test_a_proxy_has_the_balance_of_the_defaults_before_it(defaults: str, hashes: bool) -> None:  # noqa: FBT001
+    assert document(f"{defaults}backend farm\n    server a 10.0.0.1:80\n").proxies[-1].hashes is hashes
+
+
 @pytest.mark.parametrize(
     ("key", "stray"),
     [

@@ -43,7 +43,7 @@ def main() -> int:
     print(f"{len(mutants)} mutants in {len(modules)} modules", flush=True)
     if given.again:
         survived = read_survivors(given.again)
-        mutants = [mutant for mutant in mutants if make_key(mutant) in survived]
+        mutants = [mutant for mutant in mutants if str(mutant) in survived]
     elif given.each:
         print(f"{given.each} of each module with seed {given.seed}", flush=True)
         mutants = [mutant for module in modules for mutant in choose(mutants, module, given.each, given.seed)]
@@ -60,7 +60,7 @@ def main() -> int:
 
     def report(result: Result) -> None:
         # A fork may report: the file is all that the parent sees.
-        entry = {"mutant": make_key(result.mutant), "killed_by": result.killed_by, "tests": result.tests}
+        entry = {"mutant": str(result.mutant), "killed_by": result.killed_by, "tests": result.tests}
         entry["package"] = make_package(result.mutant)
         with RESULTS.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -96,13 +96,8 @@ def make_package(mutant: Mutant) -> str:
     return str(mutant.path if "haproxy" in mutant.path.parts else mutant.path.parent)
 
 
-def make_key(mutant: Mutant) -> str:
-    """Return what identifies a mutant while its module does not change."""
-    return f"{mutant} #{mutant.number}"
-
-
 def read_survivors(path: Path) -> set[str]:
-    """Return the keys of the mutants that survive in these results."""
+    """Return the mutants that survive in these results, which hold while their lines do not change."""
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     return {entry["mutant"] for entry in entries if not entry["killed_by"]}
 

@@ -1014,6 +1014,30 @@ BROKEN: list[tuple[str, list[str]]] = [
             ":4:15: roles.web.lb: service 'iss' is not declared; did you mean iis?",
         ],
     ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {naem}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {naem}' contains an unknown placeholder; did you mean {name}?",
+        ],
+    ),
+    (
+        'services: {iis: {port: ""}}\nroles: {web: {lb: [iis]}}\n',
+        [
+            ':1:24: services.iis.port: is empty; write 1 to 65535, or "{tag:port|8080}"',
+        ],
+    ),
+    (
+        "services: {iis: {port: {a: 1}}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ':1:24: services.iis.port: is a mapping, not a single value; write 1 to 65535, or "{tag:port|8080}"',
+        ],
+    ),
+    (
+        'services: {iis: {port: 80, options: "check}}\n---\nroles: {web: {lb: [iis]}}\n',
+        [
+            ':1:37: services: the quote is not closed; add "',
+        ],
+    ),
 ]
 """Broken files, each with its messages after the file's name."""
 
@@ -1069,7 +1093,7 @@ def test_a_file_that_is_not_utf_8_is_refused() -> None:
 def test_long_values_are_cut_in_messages() -> None:
     text = (
         f"haproxy: {{config: {'x' * 99}}}\nservices: {{iis: {{port: 80}}}}\n"
-        f"roles:\n  web: {{networks: [{'n' * 99}], lb: [{'s' * 99}]}}\n"
+        f"roles:\n  web: {{networks: [{'n' * 99}], lb: [{'s' * 99}], options: '{'o' * 99}{{'}}\n"
     )
 
     with pytest.raises(RolesRefused) as refused:
@@ -1079,6 +1103,7 @@ def test_long_values_are_cut_in_messages() -> None:
         f"roles.yml:1:19: haproxy.config: '{'x' * 80}' is not an absolute path; write /etc/haproxy/{'x' * 80}",
         f"roles.yml:4:20: roles.web.networks: '{'n' * 60}' is not a network; write a list of networks, such as [10.0.0.0/8]",
         f"roles.yml:4:127: roles.web.lb: service '{'s' * 60}' is not declared; declare it below services: (declared: iis)",
+        f"roles.yml:4:238: roles.web.options: '{'o' * 60}' contains an unmatched brace; write it as in {{tag:port|8080}}",
     ]
 
 

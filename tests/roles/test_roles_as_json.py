@@ -84,6 +84,19 @@ def test_an_invalid_cache_raises_an_error_that_the_engine_catches(state: Any) ->
         deserialize_roles(state)
 
 
+@pytest.mark.parametrize(
+    ("haproxy", "why"),
+    [
+        (5, "'int' object has no attribute 'items'"),
+        ({"timeout": "x"}, "timeout is 'x'"),
+        ({"config": 5}, "config is 5"),
+    ],
+)
+def test_an_invalid_cache_is_described(haproxy: object, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^not a cached roles.yml: {why}$"):
+        deserialize_roles({"haproxy": haproxy, "services": {}, "roles": {}, "digest": ""})
+
+
 leaves = (
     st.none()
     | st.booleans()
