@@ -386,7 +386,7 @@ def test_a_pause_that_is_stored_although_the_lock_cannot_be_opened_is_not_refuse
 
         assert lb.send_query("pause", "web1", 1).stdout.startswith(f"not applied yet: {lock}: ".encode())
         assert f"error    state: {lock}: not a file; no event takes effect; " in lb.run("check").stdout.decode()
-        assert haproxy.find_answering() == {"web1", "web2"}
+        wait_until(lambda: haproxy.find_answering() == {"web1", "web2"})
         lock.rmdir() if kind == "directory" else lock.unlink()
         assert lb.run("apply").returncode == 0
-        assert haproxy.find_answering() == {"web2"}
+        wait_until(lambda: haproxy.find_answering() == {"web2"})

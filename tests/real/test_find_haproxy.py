@@ -163,7 +163,7 @@ def test_a_server_joins_by_a_reload_where_haproxy_reads_more_files_than_lbagent_
         assert (ended.returncode, haproxy.reloads()) == (0, (1, 0))
         assert find_weights(haproxy) == {"web01": "7", "web02": "7"}
         # A pause does not depend on the other files.
-        assert lb.send_query("pause", "web01", 1).stdout == b"done\n"
+        assert lb.send_query("pause", "web01", 1).stdout.startswith(b"done")
         assert (haproxy.servers()["web01"], haproxy.reloads()) == ("MAINT", (1, 0))
         given = " ".join(files)
         warning = f"was started with {given}, haproxy.config is {lb.cfg}; each join takes a reload"
