@@ -217,11 +217,11 @@ def test_the_statistics_need_a_password() -> None:
     assert statuses == [401, 401, 200]
 
 
-def test_check_finds_nothing_in_the_example(cluster: Cluster) -> None:
+def test_check_finds_only_that_the_other_load_balancer_does_not_run(cluster: Cluster) -> None:
     done = cluster.run("check")
 
-    levels = [line.split()[0] for line in done.stdout.decode().splitlines()[:-1]]
-    assert (done.returncode, done.stderr, set(levels)) == (0, b"", {"ok"})
+    found = [line.split()[:2] for line in done.stdout.decode().splitlines()[:-1] if not line.startswith("ok ")]
+    assert (done.returncode, done.stderr, found) == (1, b"", [["error", "peers:"]])
 
 
 def test_a_client_keeps_its_daemon(cluster: Cluster, figures: Figures) -> None:

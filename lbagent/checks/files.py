@@ -150,10 +150,12 @@ def check_state_directory(paths: Paths) -> Iterator[Finding]:
 
 
 def _check_kind(paths: Paths) -> Iterator[Finding]:
-    """Find a spool that is no directory, and a lock that is no file: no event takes effect."""
+    """Find a spool that is not a directory, and a lock that is not a file: then no event takes effect."""
     for path, is_right, kind in ((paths.spool, os.path.isdir, "directory"), (paths.lock, os.path.isfile, "file")):
         if os.path.lexists(path) and not is_right(path):
-            yield error(Kind.STATE, path, f"not a {kind}; no event takes effect", "move it away; lbagent makes it anew")
+            yield error(
+                Kind.STATE, path, f"not a {kind}; no event takes effect", "move it away; lbagent makes another one"
+            )
 
 
 def _check_membership(paths: Paths) -> Iterator[Finding]:

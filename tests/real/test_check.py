@@ -558,8 +558,8 @@ def test_a_spool_and_a_lock_of_the_wrong_kind_are_errors(healthy: tuple[LoadBala
 
     problems = list_problems(lb, agent)
     assert [line for line in problems if line.startswith("error state: ")] == [
-        "error state: /lb/state/spool: not a directory; no event takes effect; move it away; lbagent makes it anew",
-        "error state: /lb/state/lock: not a file; no event takes effect; move it away; lbagent makes it anew",
+        "error state: /lb/state/spool: not a directory; no event takes effect; move it away; lbagent makes another one",
+        "error state: /lb/state/lock: not a file; no event takes effect; move it away; lbagent makes another one",
     ]
 
 
