@@ -127,8 +127,10 @@ def _make_verb(
                 sent = {node: " ".join([node, f"by={cluster.myself}", *words]) for node in nodes}
                 _ask_others(verb, sent, cluster, rows)
                 status = rows.judge(force=force)
+                rows.require_output()
                 if limit is not None:
                     status = SessionWait(rows, cluster, engine, progress).run(limit) or status
+                    rows.require_output()
             except KeyboardInterrupt:
                 rows.print_interrupted()
                 return INTERRUPTED
@@ -232,6 +234,7 @@ class Rows:
         self._node_width = max(map(len, nodes))
         self._answers: dict[tuple[str, str], str] = {}
         self._awaited: Sequence[str] = ()
+        self._output_error: OSError | None = None
         self.open_sessions: dict[tuple[str, str], int] = {}
         """Sessions that are still open, by node and load balancer."""
 
@@ -265,9 +268,22 @@ class Rows:
         return make_printable(f"{head}{name:{self._width}}  {words}")
 
     def print(self, line: str) -> None:
-        """Print a line to stdout, above what is shown on a terminal."""
+        """Print a line to stdout, above what is shown on a terminal.
+
+        Where that fails, the command goes on to the other load balancers, and `require_output` raises the error.
+        """
+        if self._output_error:
+            return
         with self._progress.hidden():
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except OSError as error:
+                self._output_error = OSError(error.errno, error.strerror, "stdout")
+
+    def require_output(self) -> None:
+        """Raise the OSError of a row that could not be printed."""
+        if self._output_error:
+            raise self._output_error
 
     def show_waiting(self, names: Sequence[str]) -> None:
         """Show on a terminal which load balancers have not answered."""

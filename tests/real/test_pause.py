@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.helpers.pair import Balancer, join_both, run_pair
-from tests.helpers.real_programs import Backend, LoadBalancer, SerfAgent, member_line, wait_until
+from tests.helpers.real_programs import LBAGENT, Backend, LoadBalancer, SerfAgent, member_line, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -84,6 +86,29 @@ def test_a_pause_confirmed_by_both_stops_all_traffic_to_the_node(
     assert other.rows("resume", node.name) == (0, {"lb01": "done", "lb02": "done"})
     for balancer in (one, other):
         wait_until(functools.partial(_serves_both, balancer))
+
+
+@pytest.mark.parametrize("stdout", ["a closed pipe", "a full disk"])
+def test_a_pause_reaches_the_other_load_balancer_although_stdout_cannot_be_written(
+    balanced_pair: Pair, stdout: str
+) -> None:
+    one, other, nodes = balanced_pair
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed, open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [LBAGENT, "pause", *(node.name for node in nodes), "--force"],
+            stdout=closed if stdout == "a closed pipe" else full,
+            stderr=subprocess.PIPE,
+            env={**one.lb.env, "SERF_RPC_ADDR": one.agent.rpc},
+            timeout=60,
+            check=False,
+        )
+
+    error = b"lbagent: stdout: No space left on device\n" if stdout == "a full disk" else b""
+    assert (done.returncode, done.stderr) == (1, error)
+    for balancer in (one, other):
+        assert balancer.lb.managed == [node.paused_line for node in nodes]
 
 
 def test_a_load_balancer_that_does_not_confirm_is_named(
