@@ -288,6 +288,7 @@ def test_open_sessions_finish_where_maintenance_would_cut_them(
     how: str,
 ) -> None:
     roles = roles if runtime == "on" else roles.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
+    roles = roles.replace("interval: 200ms", "interval: 5s")  # the connection of a check counts as a session
     config = config.replace("    hard-stop-after 2s\n", "")
     with (
         LoadBalancer(config, roles, binary) as lb,

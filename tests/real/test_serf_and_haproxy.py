@@ -169,13 +169,13 @@ def test_a_killed_node_keeps_its_line_and_haproxys_check_marks_it_down(lb: LoadB
 
 
 def test_a_query_is_answered_done_once_haproxy_serves_it(lb: LoadBalancer) -> None:
-    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (agent, (one, two)):
-        paused = two.agent.send_query("pause", two.words, at=agent)
+    with Haproxy(lb) as haproxy, run_cluster(lb, 2) as (_, (one, two)):
+        paused = two.agent.send_query("pause", two.words)
         before = two.backend.requests
         during, lines = haproxy.find_answering(30), lb.managed
         reached = two.backend.requests - before
-        again = two.agent.send_query("pause", two.words, at=agent)
-        resumed = two.agent.send_query("resume", two.words, at=agent)
+        again = two.agent.send_query("pause", two.words)
+        resumed = two.agent.send_query("resume", two.words)
 
         assert [paused, again, resumed] == [{"lb01": "done"}] * 3
         assert (during, reached) == ({"web01"}, 0)
@@ -227,8 +227,8 @@ def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/output\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
-        with run_cluster(lb, 1) as (agent, (one,)):
-            asked = one.agent.send_query("pause", one.words, at=agent)
+        with run_cluster(lb, 1) as (_, (one,)):
+            asked = one.agent.send_query("pause", one.words)
 
             output = Path(lb.folder / "output").read_text()
             assert asked == {"lb01": "done, no other server of iis serves"}

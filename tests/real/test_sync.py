@@ -206,7 +206,7 @@ def test_a_pause_by_query_and_a_resume_by_event_end_resumed() -> None:
     with run_small_cluster() as (lb, agent, web):
         for number in range(3):
             agent.send_query("lbagent-status", str(number))  # the clock of queries is ahead
-        web.send_query("pause", "web01", at=agent)
+        web.send_query("pause", "web01")
         wait_until(lambda: lb.is_settled(OUT))
 
         web.send_event("resume", "web01")
