@@ -270,7 +270,7 @@ class Rows:
     def print(self, line: str) -> None:
         """Print a line to stdout, above what is shown on a terminal.
 
-        Where that fails, the command goes on to the other load balancers, and `require_output` raises the error.
+        Where that fails, the other load balancers are asked nevertheless, and `require_output` raises the error.
         """
         if self._output_error:
             return

@@ -227,7 +227,7 @@ def test_the_configured_reload_command_is_used() -> None:
     with LoadBalancer(roles=OWN_RELOAD) as lb, Haproxy(lb) as haproxy:
         script = lb.folder / "reload.sh"
         script.write_text(f'echo "$*" >>{lb.folder}/output\necho reloading\nkill -USR2 $(cat {haproxy.pidfile})\n')
-        with run_cluster(lb, 1) as (_, (one,)):
+        with run_cluster(lb, 1) as (agent, (one,)):
             asked = one.agent.send_query("pause", one.words)
 
             output = Path(lb.folder / "output").read_text()
