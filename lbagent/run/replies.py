@@ -142,11 +142,11 @@ def _format_unconfirmed(outcome: Outcome) -> str:
 
 
 def _format_pause_reply(member: Member, host_names: frozenset[str], transaction: Transaction, roles: Roles) -> str:
-    """Return `done` with what the sender should know, or which operator's server still has the address of the node."""
+    """Return `done` with what the sender should know, or which other server still has the address of the node."""
     document = config_files.read_config(roles.haproxy).document
     now = ServingServers(document, config_files.query_server_states(document))
-    if server := _find_operator_server(now, roles, transaction.membership, host_names):
-        return f"{NOT_YET}: {member.name}: {server}, pauses do not affect it"
+    if server := _find_other_server(now, roles, transaction.membership, host_names):
+        return f"{NOT_YET}: {member.name}: {server}"
     count = count_sessions(member, transaction.membership, roles, count_connections())
     notes = [format_open_sessions(count)] if count else []
     if unserved := find_unserved(now, roles, transaction.membership, host_names):
@@ -154,20 +154,26 @@ def _format_pause_reply(member: Member, host_names: frozenset[str], transaction:
     return ", ".join([DONE, *notes])
 
 
-def _find_operator_server(now: ServingServers, roles: Roles, membership: Membership, nodes: Collection[str]) -> str:
-    """Return where HAProxy has an operator's server with the address of a node, as a phrase; empty if it has none.
+def _find_other_server(now: ServingServers, roles: Roles, membership: Membership, nodes: Collection[str]) -> str:
+    """Return which server that a pause of `nodes` does not affect has the address of one, as a phrase; empty if none.
 
-    The text alone does not show the address of a line with a variable or a host name. Servers in maintenance or drain
-    do not count.
+    It is the operator's, or that of a node whose `address` in roles.yml is this address. The text alone does not show
+    the address of a line with a variable or a host name. Servers in maintenance or drain do not count.
     """
     members = {name: membership.members[name] for name in nodes if name in membership.members}
     desired, pairs = DesiredServers(roles, membership._replace(members=members)), roles.list_pairs()
+    has_addresses = any(role.address is not None for role in roles.roles.values())
     for proxy in now.document.proxies:
         here = [pairs[marker.middle] for marker in proxy.markers if marker.middle in pairs]
         endpoints = {server.endpoint for pair in here for server in desired.list_servers(pair, tuple).servers}
         found = _list_operator_endpoints(now, proxy) if endpoints else {}
         if name := next((name for name, endpoint in found.items() if endpoint in endpoints), ""):
-            return f"in {proxy}: HAProxy's server {name} has its address"
+            return f"in {proxy}: HAProxy's server {name} has its address, pauses do not affect it"
+        if has_addresses and endpoints:
+            own = {name for node in nodes for name in (node, *(f"{node}.{service}" for _, service in here))}
+            servers = (line for line in proxy.managed if not line.is_paused and line.name not in own)
+            if line := next((line for line in servers if line.endpoint in endpoints), None):
+                return f"in {proxy}: server {line.name} of another node has its address; pause that node too"
     return ""
 
 

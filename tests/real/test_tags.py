@@ -56,6 +56,22 @@ def test_a_node_with_two_roles_has_a_server_of_each_with_its_own_address_and_coo
         assert request_cookies(lb) == {("web", "C=web01.iis"), ("api", "C=web01.api")}
 
 
+def test_a_pause_is_not_done_while_another_node_serves_at_its_address() -> None:
+    roles = ROLES.replace("lb: [iis]\n", 'lb: [iis]\n    address: "{{tag:ip}}"\n')
+    with LoadBalancer(roles=roles) as lb, Haproxy(lb) as haproxy, Backend("web02", "127.0.0.12", lb.port):
+        # web01 was cloned from web02, with its tag
+        lb.join(*(member_line(f"web0{number}", f"127.0.0.1{number}", ip="127.0.0.12") for number in (1, 2)))
+
+        first = lb.send_query("pause", "web02", 1).stdout.decode()
+        serving = haproxy.find_answering()
+        both = [lb.send_query("pause", name, ltime).stdout.decode() for name, ltime in (("web01", 2), ("web02", 3))]
+
+        words = "server web01 of another node has its address; pause that node too"
+        assert first == f"not applied yet: web02: in listen lb-iis: {words}\n"
+        assert (serving, haproxy.find_answering()) == ({"web02"}, {"503"})
+        assert both == ["done, no other server of iis serves\n", "done\n"]
+
+
 def request_cookies(lb: LoadBalancer) -> set[tuple[str, str]]:
     """Return the backends that answer four requests, each with the cookie that HAProxy adds."""
     found = set()
