@@ -76,8 +76,12 @@ def test_a_process_that_repeats_its_exec_always_has_arguments_and_environment(tm
 
 
 def test_a_process_without_environment_is_read_at_once(mocker: MockerFixture) -> None:
-    with subprocess.Popen(["/bin/sleep", "60"], env={}) as started:
-        wait_until(lambda: Path(f"/proc/{started.pid}/comm").read_text() == "sleep\n")
+    with subprocess.Popen(["/bin/cat"], env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdin
+        assert started.stdout
+        started.stdin.write(b"x\n")
+        started.stdin.flush()
+        assert started.stdout.readline() == b"x\n"  # its exec is complete
         found = read_process(started.pid)
         sleep = mocker.patch("time.sleep")
 
