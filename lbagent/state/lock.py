@@ -21,6 +21,9 @@ RUN_WAIT = 30.0
 _STEP = 0.02
 """Seconds between two attempts. A reload takes 60 ms."""
 
+_PROBE_LIMIT = 1.0
+"""Seconds for which a lock that `is_locked` probes is not busy. A probe takes a moment, or more on a busy machine."""
+
 _ACQUIRED: dict[str, int] = {}
 """Descriptors of the locks that this process holds, by path."""
 
@@ -120,6 +123,7 @@ def is_same_file(path: str, descriptor: int) -> bool:
 def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
     """Return a descriptor that holds the lock; None if another process held it for `wait` seconds."""
     deadline = time.monotonic() + wait
+    probes_end = time.monotonic() + _PROBE_LIMIT
     while True:
         # Mode 0600: any process that can open the file can lock it and block all others.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
@@ -128,12 +132,13 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
             if acquired and is_same_file(path, descriptor):
                 kept, descriptor = descriptor, -1
                 return kept
+            is_probed = not acquired and _try_flock(descriptor, fcntl.LOCK_SH)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
         # If the file was replaced between open and flock, retry at once.
         if not acquired:
-            if time.monotonic() >= deadline or unless():
+            if time.monotonic() >= (max(deadline, probes_end) if is_probed else deadline) or unless():
                 return None
             time.sleep(_STEP)
 

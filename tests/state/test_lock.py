@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -115,3 +117,13 @@ def test_looking_at_a_lock_does_not_disturb_others_that_look(path: str) -> None:
                                 stdout=subprocess.PIPE, text=True) for _ in range(3)]  # fmt: skip
 
     assert [answer.communicate()[0] for answer in answers] == ["0\n"] * 3
+
+
+def test_a_lock_at_which_another_process_looks_is_not_busy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(path).touch()
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # as is_locked does, for a moment
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(descriptor))
+
+    with acquire_lock(path) as acquired:
+        assert acquired
