@@ -192,6 +192,12 @@ class Bench:
         self.failures: list[str] = []
         self.injected = self.missed = 0
 
+    def check(self) -> None:
+        """Raise AssertionError if a fault had a wrong result, or if many faults were not reached."""
+        assert not self.failures, "\n".join(self.failures)
+        # A run looks at every process of the machine, so its steps vary. In a sample, one fault is a large part.
+        assert not EVERY or self.missed <= self.injected / 5
+
     def run(self, wanted: Command) -> None:
         """Make a run without a fault. Raises AssertionError where it fails."""
         done = self.lb.run(*wanted.words, stdin=wanted.stdin, env={"SERF_RPC_ADDR": self._rpc, **wanted.env})
@@ -437,8 +443,7 @@ def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scen
         bench.check_files_left()
         bench.report(steps)
 
-    assert not bench.failures, "\n".join(bench.failures)
-    assert bench.missed <= bench.injected / 5
+    bench.check()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:1], ids=["join-and-leave"])
@@ -515,8 +520,7 @@ def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
         bench.check_files_left()
         bench.report(steps)
 
-    assert not bench.failures, "\n".join(bench.failures)
-    assert bench.missed <= bench.injected / 5
+    bench.check()
 
 
 class Answer(NamedTuple):
@@ -525,8 +529,10 @@ class Answer(NamedTuple):
     status: int
     facts: frozenset[str]
     """Its lines, or its findings, without times."""
-    problems: frozenset[str]
+    problems: frozenset[str] = frozenset()
     """Those that are problems."""
+    unknown: frozenset[str] = frozenset()
+    """Names of values that it reports as unknown."""
 
 
 READING = [("render",), ("plan",), ("status", "--json"), ("check", "--json")]
@@ -537,18 +543,19 @@ def read_answer(words: Sequence[str], status: int, output: str) -> Answer:
     if words[0] == "status":
         found = json.loads(output)
         found["daemon"]["running"] = found["daemon"]["running"] or False  # null: unknown
-        facts = frozenset(f"{key}: {value}" for key, value in found.items() if key != "at")
-        return Answer(status, facts, frozenset(map(str, found["wrong"])))
+        facts = frozenset(f"{key}: {value}" for key, value in found.items() if key != "at" and value is not None)
+        unknown = frozenset(key for key, value in found.items() if value is None)
+        return Answer(status, facts, frozenset(map(str, found["wrong"])), unknown)
     if words[0] == "check":
         findings = {
             f"{one['severity']} {one['kind']}": one["severity"] != "ok" for one in json.loads(output)["findings"]
         }
         return Answer(status, frozenset(findings), frozenset(one for one, is_bad in findings.items() if is_bad))
-    return Answer(status, frozenset(output.splitlines()), frozenset())
+    return Answer(status, frozenset(output.splitlines()))
 
 
 def check_answer(words: Sequence[str], good: Answer, done: FaultyRun) -> Iterator[str]:
-    """Yield what is not true in the answer after a fault: it has to be the good one, or to name a problem."""
+    """Yield what is not true in the answer after a fault: it is the good one, or names a problem or what is unknown."""
     lines = done.errors.splitlines()
     if "Traceback" in done.errors or not all(line.startswith("lbagent: ") for line in lines):
         yield "stderr has more than lines of lbagent"
@@ -562,8 +569,9 @@ def check_answer(words: Sequence[str], good: Answer, done: FaultyRun) -> Iterato
         yield "the answer is cut short"
         return
     is_named = lines if words[0] in ("render", "plan") else found.problems - good.problems
-    if found != good and not is_named:
-        yield f"the answer differs without a problem: {sorted(found.facts ^ good.facts)}"
+    differing = {fact for fact in found.facts ^ good.facts if fact.partition(":")[0] not in found.unknown}
+    if differing and not is_named:
+        yield f"the answer differs without a problem: {sorted(differing)}"
 
 
 @pytest.mark.parametrize("words", READING, ids=lambda words: words[0])
@@ -572,6 +580,7 @@ def test_a_fault_in_any_step_of_a_command_that_reads_changes_nothing_and_the_ans
 ) -> None:
     with set_up(SCENARIOS[0]) as bench:
         lb = bench.lb
+        wait_until(lambda: bench.haproxy.servers()["web1"] == "UP")  # not `UP 1/2`, its state after a join
         (lb.state / "spool" / "1").write_bytes(make_spool_record("1", "member-join", WEB2))
         before = read_folder(lb.etc), read_folder(lb.state)
         done = lb.run(*words)
@@ -588,5 +597,4 @@ def test_a_fault_in_any_step_of_a_command_that_reads_changes_nothing_and_the_ans
                 bench.fail(f"{words[0]}, {fault} in {step.filter.name}: {faulty.line[:200]}", wrong)
         bench.report([steps])
 
-    assert not bench.failures, "\n".join(bench.failures)
-    assert bench.missed <= bench.injected / 5
+    bench.check()
