@@ -192,7 +192,7 @@ class Bench:
         self.failures: list[str] = []
         self.injected = self.missed = 0
 
-    def check(self) -> None:
+    def judge(self) -> None:
         """Raise AssertionError if a fault had a wrong result, or if many faults were not reached."""
         assert not self.failures, "\n".join(self.failures)
         # A run looks at every process of the machine, so its steps vary. In a sample, one fault is a large part.
@@ -443,7 +443,7 @@ def test_a_fault_in_any_step_loses_nothing_and_the_answer_is_true(scenario: Scen
         bench.check_files_left()
         bench.report(steps)
 
-    bench.check()
+    bench.judge()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:1], ids=["join-and-leave"])
@@ -520,7 +520,7 @@ def test_a_fault_in_any_step_of_watch_loses_nothing() -> None:
         bench.check_files_left()
         bench.report(steps)
 
-    bench.check()
+    bench.judge()
 
 
 class Answer(NamedTuple):
@@ -597,4 +597,4 @@ def test_a_fault_in_any_step_of_a_command_that_reads_changes_nothing_and_the_ans
                 bench.fail(f"{words[0]}, {fault} in {step.filter.name}: {faulty.line[:200]}", wrong)
         bench.report([steps])
 
-    bench.check()
+    bench.judge()
