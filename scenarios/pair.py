@@ -123,7 +123,9 @@ class Balancer(Host):
         self.haproxy = daemon("haproxy", *master)
         self.rsyslog = daemon("rsyslogd", "-n", "-iNONE", "-f", "/etc/rsyslog.d/40-haproxy.conf")
         self.watch = daemon("lbagent", "watch")
-        self.keepalived = daemon("keepalived", "--dont-fork", "--log-console", "--log-detail")
+        # A killed keepalived leaves pid files: a later one does not start if another process has the pid.
+        words = "rm -f /run/keepalived*.pid /run/keepalived/*.pid /run/vrrp*.pid; exec keepalived --dont-fork"
+        self.keepalived = daemon("sh", "-c", f"{words} --log-console --log-detail")
 
     def install(self, key: str) -> None:
         """Copy the example's files to their targets, unchanged."""
