@@ -22,7 +22,7 @@ from scenarios.chaos import changes, faults
 from scenarios.chaos.clients import Clients, Failure, ask_directly
 from scenarios.chaos.comparison import Seen, explain_failure, find_differences
 from scenarios.chaos.model import Model, Node
-from scenarios.chaos.site import ADDRESS, CONFIG, PORTS, SERVICES, Balancer, Server, Site
+from scenarios.chaos.site import ADDRESS, CONFIG, PORTS, SERVICES, Balancer, Site
 from scenarios.chaos.storm import Storm
 from tests.helpers.real_programs import binaries, wait_until
 
@@ -117,7 +117,7 @@ class Chaos:
     def _find_difference(self) -> str:
         """Return how model, files and running HAProxys differ; empty where they agree."""
         seen = {
-            name: Seen(one.cfg.decode("utf-8", "replace"), _read_servers(one))
+            name: Seen(one.cfg.decode("utf-8", "replace"), one.find_servers())
             for name, one in self.site.balancers.items()
         }
         rows = find_differences(self.model, seen)
@@ -214,13 +214,6 @@ def _reports(balancer: Balancer, states: dict[str, str]) -> bool:
     """Return whether `lbagent status` reports these states, confirmed by HAProxy."""
     found, _, confirmed = balancer.read_status_rows()
     return found == states and confirmed
-
-
-def _read_servers(balancer: Balancer) -> dict[str, dict[str, Server]]:
-    try:
-        return balancer.read_servers()
-    except OSError:
-        return {}
 
 
 def main(argv: Sequence[str]) -> int:

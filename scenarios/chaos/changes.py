@@ -57,12 +57,12 @@ def reboot(storm: Storm) -> str:
 
 def _find_serving(storm: Storm, name: str) -> list[str]:
     """Return the load balancers whose HAProxy may send new requests to the node; without an answer it sends none."""
-    found = []
-    for balancer in storm.site.balancers.values():
-        with contextlib.suppress(OSError):
-            servers = [proxy[name] for proxy in balancer.read_servers().values() if name in proxy]
-            found += [balancer.name for server in servers if server.state != "MAINT"]
-    return found
+    return [
+        balancer.name
+        for balancer in storm.site.balancers.values()
+        for servers in balancer.find_servers().values()
+        if name in servers and servers[name].state != "MAINT"
+    ]
 
 
 def _choose_pausable(storm: Storm) -> NodeModel:

@@ -347,6 +347,13 @@ class Balancer(pair.Balancer):
                 found[row["pxname"]][row["svname"]] = Server(row["addr"], row["status"].split()[0])
         return found
 
+    def find_servers(self) -> dict[str, dict[str, Server]]:
+        """Return the servers as `read_servers` does; empty where HAProxy does not answer."""
+        try:
+            return self.read_servers()
+        except OSError:
+            return {}
+
     def read_status_rows(self) -> tuple[dict[str, str], str, bool]:
         """Return what `lbagent status --json` reports: the state of each node, the digest, whether it is confirmed."""
         found = self.read_status()

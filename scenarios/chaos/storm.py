@@ -219,10 +219,7 @@ class Storm:
 
     def _serves(self, balancer: str, node: str) -> bool:
         """Return whether the HAProxy of this load balancer sends new requests to the node; no answer means no."""
-        try:
-            found = self.site.balancers[balancer].read_servers()
-        except OSError:
-            return False
+        found = self.site.balancers[balancer].find_servers()
         return any(servers[node].state not in ("MAINT", "DRAIN") for servers in found.values() if node in servers)
 
     def choose_node(self, fits: Callable[[NodeModel], bool]) -> NodeModel:

@@ -207,7 +207,7 @@ def parse_steps(which: Filter, trace: str) -> list[Step]:
 
 
 def limit_repeats(steps: Sequence[Step]) -> list[Step]:
-    """Return the steps without those in the midst of a loop, which waits for a process."""
+    """Return the steps without those in the middle of a loop that waits for a process."""
     places: dict[tuple[str, str, str], list[int]] = {}
     for at, step in enumerate(steps):
         if paths := _PATH.findall(step.line):
