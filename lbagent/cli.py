@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -23,16 +25,49 @@ _SIGINT, _SIGTERM = 2, 15
 def run() -> None:
     """Run `main` and exit without tearing down the interpreter, which would take 3 to 10 ms."""
     _open_closed_streams()
+    _wrap_stdout()
     try:
         status = main()
     except SystemExit as stop:  # argparse raises it after --help and --version
         status = int(stop.code or 0)
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
+    except BrokenPipeError:  # the reader has ended, and needs no message
         status = status or 1
+    except OSError as error:
+        status = status or _print_error(error)
     os._exit(status)
+
+
+def _print_error(error: OSError) -> int:
+    """Print the error, and return the exit status."""
+    with contextlib.suppress(OSError):
+        print(f"lbagent: {format_error(error)}", file=sys.stderr)
+    return 1
+
+
+class _Stdout(io.FileIO):
+    """Stdout, whose errors have a file name."""
+
+    def write(self, data: memoryview, /) -> int | None:  # type: ignore[override]  # BufferedWriter passes no other
+        """Write as much as the kernel takes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def _wrap_stdout() -> None:
+    """Give stdout a name, and a buffer, which it lacks with PYTHONUNBUFFERED.
+
+    Python does not write the rest of an unbuffered write that the kernel cuts short, for example on a full disk.
+    """
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=bool(sys.stdout.line_buffering),
+    )
 
 
 def _open_closed_streams() -> None:
@@ -45,7 +80,8 @@ def _open_closed_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
-            setattr(sys, name, open(descriptor, "r+" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+            mode = "r+" if name == "stdin" else "w"
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lbagent: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # --help and --version write to stdout, whose disk may be full
-        print(f"lbagent: {format_error(error)}", file=sys.stderr)
-        return 1
+        return _print_error(error)
     _load_serf_env(settings)
     return _run_verb(settings, verb)
 

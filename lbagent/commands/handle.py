@@ -31,7 +31,8 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
         from lbagent.commands.query import answer_query  # noqa: PLC0415  # an event must not wait for its imports
 
         log.silent = True
-        os.write(1, answer_query(raw, settings, log))
+        with open(1, "wb", closefd=False) as stdout:
+            stdout.write(answer_query(raw, settings, log))
         return 0
     try:
         queue.store_event(raw, settings.paths)

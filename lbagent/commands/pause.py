@@ -278,7 +278,7 @@ class Rows:
             try:
                 print(line, flush=True)
             except OSError as error:
-                self._output_error = OSError(error.errno, error.strerror, "stdout")
+                self._output_error = error
 
     def require_output(self) -> None:
         """Raise the OSError of a row that could not be printed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -54,7 +55,27 @@ def test_a_full_disk_for_the_output_is_reported(lb: LoadBalancer, words: str) ->
     found, said = status(lb, words, ">/dev/full")
 
     assert found == 1
-    assert "Traceback" not in said
+    assert said == "lbagent: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["status", "--help", "render"])
+def test_an_output_that_is_cut_short_is_reported(lb: LoadBalancer, tmp_path: Path, words: str, unbuffered: str) -> None:
+    env = {**lb.env, "PYTHONUNBUFFERED": unbuffered}
+    file = tmp_path / "output"
+    with file.open("wb") as output:
+        # The kernel writes up to the limit, and refuses the rest.
+        done = subprocess.run(
+            ["prlimit", "--fsize=10", str(LBAGENT), *words.split()],
+            env=env,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+
+    assert (done.returncode, done.stderr) == (1, b"lbagent: stdout: File too large\n")
+    assert file.stat().st_size == 10
 
 
 def test_the_message_of_haproxy_is_reported_without_stdin(lb: LoadBalancer) -> None:

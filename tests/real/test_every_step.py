@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -31,6 +32,7 @@ from tests.helpers.real_programs import (
     member_line,
     wait_until,
 )
+from tests.helpers.short_writes import build_library, make_environment
 from tests.helpers.steps import (
     FaultyRun,
     Filter,
@@ -198,11 +200,12 @@ class Bench:
         # A run looks at every process of the machine, so its steps vary. In a sample, one fault is a large part.
         assert not EVERY or self.missed <= self.injected / 5
 
-    def run(self, wanted: Command) -> None:
-        """Make a run without a fault. Raises AssertionError where it fails."""
+    def run(self, wanted: Command) -> bytes:
+        """Make a run without a fault, and return its output. Raises AssertionError where it fails."""
         done = self.lb.run(*wanted.words, stdin=wanted.stdin, env={"SERF_RPC_ADDR": self._rpc, **wanted.env})
         assert done.returncode == 0, done
         assert b"Traceback" not in done.stderr
+        return done.stdout
 
     def make(self, change: Change) -> Command:
         """Return the next run that makes the change."""
@@ -276,6 +279,27 @@ class Bench:
         )
         done = FaultyRun(made.returncode, made.stdout.decode(), made.stderr.decode(), "write")
         self.check(change, f"files of at most {limit} bytes", done, before)
+
+    def try_half_write(self, change: Change, library: Path, number: int, output: bytes) -> bool:
+        """Make the change while the write with this number writes half of its bytes; return whether there is one.
+
+        The run writes the rest: it succeeds as without a fault, with the same output.
+        """
+        before, wanted, report = self.lb.text, self.make(change), self.lb.folder / "short-write"
+        report.unlink(missing_ok=True)
+        env = {**wanted.env, **make_environment(library, number, report)}
+        made = self.lb.run(*wanted.words, stdin=wanted.stdin, env=env)
+        if not report.exists():
+            self.wait()
+            return False
+        done = FaultyRun(made.returncode, made.stdout.decode(), made.stderr.decode(), report.read_text())
+        self.count(done.line)
+        self.wait()
+        wrong = [*self.check_faulty_run(change, done, before), *self.check_further_run(change)]
+        if wrong or done.status != 0 or done.errors or made.stdout != output:
+            wrong.append(f"{done.status} {done.output!r} {done.errors!r}")
+        self.note(change, f"short write {number}: {done.line}", wrong)
+        return True
 
     def check(self, change: Change, fault: str, done: FaultyRun, before: bytes) -> None:
         """Make one further run after a fault, and note all that is not as promised."""
@@ -456,6 +480,29 @@ def test_a_write_cut_short_at_any_byte_loses_nothing_and_the_answer_is_true(scen
         bench.check_files_left()
         bench.report([])
 
+    assert not bench.failures, "\n".join(bench.failures)
+
+
+@pytest.mark.skipif(not EVERY, reason="part of `make faults`")
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name.replace(" ", "-"))
+def test_a_write_of_half_of_the_bytes_changes_nothing(scenario: Scenario, tmp_path: Path) -> None:
+    library = build_library(tmp_path)
+    with set_up(scenario) as bench:
+        outputs = []
+        for change in scenario.changes:
+            outputs.append(bench.run(bench.make(change)))
+            bench.wait()
+        for number in itertools.count(1):
+            tried = [
+                bench.try_half_write(change, library, number, output)
+                for change, output in zip(scenario.changes, outputs, strict=True)
+            ]
+            if not any(tried):
+                break
+        bench.check_files_left()
+        bench.report([])
+
+    assert bench.injected >= 2, "no write was cut short"
     assert not bench.failures, "\n".join(bench.failures)
 
 
