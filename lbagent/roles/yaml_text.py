@@ -85,7 +85,7 @@ class _SyntaxError:
     @property
     def above(self) -> list[int]:
         """The lines above the error that are neither empty nor a comment, the nearest first."""
-        return [at for at in range(self.line - 1, -1, -1) if self.lines[at].lstrip()[:1] not in ("", "#")]
+        return [at for at in reversed(range(self.line)) if self.lines[at].lstrip()[:1] not in ("", "#")]
 
     @property
     def near(self) -> list[int]:
@@ -338,11 +338,9 @@ def _diagnose_duplicate_anchor(error: _SyntaxError) -> _Repair | None:
 
 
 def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
-    if not error.mentions("expected ':'", "mapping values"):
-        return None
     # The error is reported at the next key, once the line before turns out not to be one.
     for at in error.near:
-        if found := _NO_SPACE.match(error.lines[at]):
+        if (found := _NO_SPACE.match(error.lines[at])) and (at == error.line or ": " not in found["value"]):
             before, value = found["before"], found["value"]
             text = error.replace_line(at, f"{before} {value}")
             fix = f"write {before.strip()} {value.strip()}"
@@ -421,8 +419,8 @@ def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
     keys: list[str] = []
     indent: int | None = None
-    for number in range(at, -1, -1):
-        found = _KEY.match(lines[number])
+    for line in reversed(lines[: at + 1]):
+        found = _KEY.match(line)
         if found and (indent is None or len(found["indent"]) < indent):
             indent = len(found["indent"])
             keys.append(found["key"])
@@ -565,7 +563,7 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     plain = _normalize(word)
     if plain in candidates:
         return candidates[plain]
-    close = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    close = difflib.get_close_matches(plain, candidates, cutoff=0.75)
     if close:
         return candidates[close[0]]
     starts = [one for one in candidates if len(plain) >= 3 and (one.startswith(plain) or plain.startswith(one))]  # noqa: PLR2004
