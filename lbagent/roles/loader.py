@@ -28,7 +28,7 @@ def parse_roles(content: bytes, where: str) -> Roles:
         roles, more = _read_file(root, f"{zlib.crc32(content):08x}")
         mistakes += more
     elif not mistakes:
-        mistakes.append(Mistake(0, 0, "", "is empty", "declare at least one role below roles:"))
+        mistakes.append(Mistake(0, 0, "is empty", "declare at least one role below roles:"))
     if mistakes or roles is None:
         mistakes.sort(key=lambda one: (one.line, one.column))
         raise RolesRefused.from_mistakes([one.format_sentence(where) for one in dict.fromkeys(mistakes)])
