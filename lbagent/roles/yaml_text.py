@@ -11,6 +11,7 @@ never used.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,12 +75,22 @@ class _SyntaxError:
     context: str
     """What was being parsed, such as `while parsing a flow sequence`."""
     begin: tuple[int, int] | None
-    """Line and column where the construct in `context` begins; None if unknown, or behind the last line."""
+    """Line and column where the construct in `context` begins; None if there is no context."""
 
     @property
     def text(self) -> str:
         """The line of the error."""
         return self.lines[self.line]
+
+    @property
+    def above(self) -> list[int]:
+        """The lines above the error that are neither empty nor a comment, the nearest first."""
+        return [at for at in range(self.line - 1, -1, -1) if self.lines[at].lstrip()[:1] not in ("", "#")]
+
+    @property
+    def near(self) -> list[int]:
+        """The line of the error and the nearest one above."""
+        return [self.line, *self.above[:1]]
 
     def mentions(self, *words: str) -> bool:
         """Return whether libyaml's words contain one of these."""
@@ -94,17 +105,27 @@ class _SyntaxError:
         line = self.lines[at]
         return self.replace_line(at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
 
-    def make_mistake(self, at: int, column: int, problem: str, fix: str) -> Mistake:
-        """Return a mistake in this file."""
-        return Mistake(at + 1, column + 1, _find_key_path(self.lines, at), problem, fix)
-
 
 @dataclass(frozen=True, slots=True)
 class _Repair:
     """The mistakes behind a syntax error, and candidate repairs of the text."""
 
     mistakes: Sequence[Mistake]
-    texts: Sequence[str] = ()
+    """Without key paths: only the repaired text shows them."""
+    texts: Sequence[str]
+    in_key: bool = True
+    """Whether the mistakes have key paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A repaired text, as far as it can be parsed."""
+
+    text: str
+    root: yaml.Node | None
+    error: yaml.MarkedYAMLError | None
+    rank: tuple[float, int]
+    """The best has the largest: it can be parsed furthest; among complete ones, it has the fewest mistakes."""
 
 
 Judge = Callable[[yaml.Node], int]
@@ -132,40 +153,35 @@ def _repair_text(text: str, error: yaml.MarkedYAMLError, judge: Judge) -> tuple[
     found: list[Mistake] = []
     for _ in range(_REPAIRS):
         repair = _diagnose(text, error)
-        tries = [(*_try_repair(one, judge), one) for one in repair.texts]
-        # The repair that parses furthest; among complete ones, the one with the fewest mistakes.
-        tries.sort(key=lambda one: (one[1] is not None, -_find_position(one[1])[0], one[2]))
-        if not tries or (tries[0][1] is not None and _find_position(tries[0][1]) <= _find_position(error)):
-            return None, [*found, *repair.mistakes]
-        root, left, _, text = tries[0]
-        # Only in the repaired text the key path is known.
-        lines = text.split("\n")
+        attempts = [_try_repair(one, judge) for one in repair.texts]
+        best = max(attempts, key=lambda one: one.rank)
+        lines = best.text.split("\n")
         found += [
-            replace(one, path=_find_key_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes
+            replace(one, path=_find_key_path(lines, one.line - 1)) if repair.in_key else one for one in repair.mistakes
         ]
-        if left is None:
-            return root, found
-        error = left
+        if best.error is None or _find_position(best.error) <= _find_position(error):
+            return best.root, found
+        text, error = best.text, best.error
     return None, found
 
 
-def _try_repair(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.MarkedYAMLError | None, int]:
+def _try_repair(text: str, judge: Judge) -> _Attempt:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        return None, error, 0
+        return _Attempt(text, None, error, (_find_position(error)[0], 0))
     except (yaml.YAMLError, RecursionError):  # another kind of mistake, such as a control character
-        return None, yaml.MarkedYAMLError(), 0
-    return root, None, judge(root) if root is not None else 0
+        return _Attempt(text, None, None, (0, 0))
+    return _Attempt(text, root, None, (math.inf, -judge(root) if root else 0))
 
 
-def _find_position(error: yaml.MarkedYAMLError | None) -> tuple[int, int]:
-    mark = error.problem_mark if error is not None else None
-    return (mark.line, mark.column) if mark is not None else (-1, -1)
+def _find_position(error: yaml.MarkedYAMLError) -> tuple[int, int]:
+    mark: yaml.Mark = error.problem_mark  # type: ignore[assignment]  # every parser's error has one
+    return mark.line, mark.column
 
 
 def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
-    position = error.position if isinstance(error.position, int) else 0
+    position = error.position
     line = content[:position].count(b"\n") + 1
     column = position - (content.rfind(b"\n", 0, position) + 1) + 1
     try:
@@ -177,21 +193,16 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
 
 def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
     """Find the mistake behind a syntax error. Only lines up to the error are reliably parsed."""
-    words = " ".join(str(error.problem or error).split())
-    if error.problem_mark is None:
-        return _Repair([Mistake(0, 0, "", f"invalid YAML: {words}", "")])
-    lines = text.split("\n")
     begin = error.context_mark
     found = _SyntaxError(
-        lines,
-        min(error.problem_mark.line, len(lines) - 1),
-        error.problem_mark.column,
-        error.problem or "",
-        error.context or "",
-        (begin.line, begin.column) if begin is not None and begin.line < len(lines) else None,
+        text.split("\n"),
+        *_find_position(error),
+        str(error.problem),
+        str(error.context),
+        (begin.line, begin.column) if begin else None,
     )
     repairs = (diagnose(found) for diagnose in _DIAGNOSES)
-    unknown = _Repair([found.make_mistake(found.line, found.column, f"invalid YAML: {words}", "")])
+    unknown = _Repair([Mistake(found.line + 1, found.column + 1, "", f"invalid YAML: {error.problem}", "")], [text])
     return next(filter(None, repairs), unknown)
 
 
@@ -201,13 +212,11 @@ def _diagnose_tabs(error: _SyntaxError) -> _Repair | None:
         return None
     indents = [(at, line[: len(line) - len(line.lstrip())]) for at, line in enumerate(error.lines) if line.strip()]
     tabbed = {at: indent for at, indent in indents if "\t" in indent}
-    texts = [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS]
-    fixed = texts[0].split("\n")
     mistakes = [
-        Mistake(at + 1, indent.index("\t") + 1, _find_key_path(fixed, at), "is indented with a tab", "use spaces")
+        Mistake(at + 1, indent.index("\t") + 1, "", "is indented with a tab", "use spaces")
         for at, indent in tabbed.items()
     ]
-    return _Repair(mistakes, texts)
+    return _Repair(mistakes, [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS])
 
 
 def _expand_tabs(lines: Sequence[str], tabbed: Mapping[int, str], width: int) -> str:
@@ -222,7 +231,7 @@ def _diagnose_unquoted_placeholder(error: _SyntaxError) -> _Repair | None:
     if not (found := _find_value(_UNQUOTED, error)):
         return None
     start, value = found
-    mistake = error.make_mistake(error.line, start, f"{value} needs quotes", f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, "", f"{value} needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -233,7 +242,7 @@ def _diagnose_bad_start(error: _SyntaxError) -> _Repair | None:
         return None
     start, value = found
     problem = f"a value cannot begin with {value[0]} without quotes"
-    mistake = error.make_mistake(error.line, start, problem, f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, "", problem, f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -249,21 +258,22 @@ def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
     if error.begin is None or "quoted scalar" not in error.context:
         return None
     at, column = error.begin
-    line = error.lines[at]
-    if not error.mentions("end of stream", "document indicator"):
-        return _diagnose_escape(error, at)
+    line = error.lines[at].rstrip()
+    if not error.mentions("end of stream", "document"):
+        return _diagnose_escape(error)
     quote = line[column : column + 1]
-    mistake = error.make_mistake(at, column, "the quote is not closed", f"add {quote}")
-    ends = [line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)]
-    return _Repair([mistake], [error.replace_line(at, text) for text in ends])
+    mistake = Mistake(at + 1, column + 1, "", "the quote is not closed", f"add {quote}")
+    inner = line.rstrip("]},")
+    return _Repair(
+        [mistake], [error.replace_line(at, text) for text in (line + quote, inner + quote + line[len(inner) :])]
+    )
 
 
-def _diagnose_escape(error: _SyntaxError, begin: int) -> _Repair:
+def _diagnose_escape(error: _SyntaxError) -> _Repair:
     fix = "use single quotes, in which a backslash has no meaning"
-    path = _find_key_path(error.lines, begin)
     backslash = error.text.rfind("\\", 0, error.column + 1)
     text = error.replace_line(error.line, f"{error.text[:backslash]}\\{error.text[backslash:]}")
-    return _Repair([Mistake(error.line + 1, error.column + 1, path, "unknown escape sequence", fix)], [text])
+    return _Repair([Mistake(error.line + 1, backslash + 1, "", "unknown escape sequence", fix)], [text])
 
 
 def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
@@ -277,11 +287,11 @@ def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
     line = error.lines[at]
     rest = line[error.column :]
     if at == error.line and rest.strip() and rest[0] not in "]}":
-        mistake = error.make_mistake(at, error.column, f"a comma is missing in the {name}", "add it")
+        mistake = Mistake(at + 1, error.column + 1, "", f"a comma is missing in the {name}", "add it")
         return _Repair([mistake], [error.replace_line(at, f"{line[: error.column].rstrip()}, {rest}")])
     whole = line.rstrip()
     closed = [whole.rstrip(",") + closer, whole[:-1] + closer + whole[-1:], whole[:-1] + closer]
-    mistake = error.make_mistake(at, begin, f"the {name} is not closed", f"add {closer}")
+    mistake = Mistake(at + 1, begin + 1, "", f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, text) for text in closed])
 
 
@@ -300,7 +310,7 @@ def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
         return None
     at, column, bracket = opened[-1]
     name, closer = _CLOSERS["sequence" if bracket == "[" else "mapping"]
-    mistake = error.make_mistake(at, column, f"the {name} is not closed", f"add {closer}")
+    mistake = Mistake(at + 1, column + 1, "", f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, error.lines[at].rstrip() + closer)])
 
 
@@ -308,7 +318,7 @@ def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
     closer = error.text[error.column : error.column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = error.make_mistake(error.line, error.column, f"unmatched {closer}", "remove it")
+    mistake = Mistake(error.line + 1, error.column + 1, "", f"unmatched {closer}", "remove it")
     text = error.text[: error.column] + error.text[error.column + 1 :]
     return _Repair([mistake], [error.replace_line(error.line, text)])
 
@@ -317,22 +327,19 @@ def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("another document"):
         return None
     mistake = Mistake(error.line + 1, error.column + 1, "", "begins a second YAML document", "remove the line ---")
-    return _Repair([mistake], [error.replace_line(error.line, "")])
+    return _Repair([mistake], [error.replace_line(error.line, "")], in_key=False)
 
 
 def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
+    if not error.mentions("expected ':'", "mapping values"):
+        return None
     # The error is reported at the next key, once the line before turns out not to be one.
-    begin = error.begin[0] if error.begin else error.line
-    above = range(error.line - 1, max(-1, error.line - 4), -1)
-    for at in dict.fromkeys([error.line, begin, *above]):
+    for at in error.near:
         if found := _NO_SPACE.match(error.lines[at]):
             before, value = found["before"], found["value"]
             text = error.replace_line(at, f"{before} {value}")
             fix = f"write {before.strip()} {value.strip()}"
-            path = _find_key_path(text.split("\n"), at)
-            return _Repair([Mistake(at + 1, len(before), path, "missing space after ':'", fix)], [text])
-        if at < error.line and error.lines[at].strip():
-            break
+            return _Repair([Mistake(at + 1, len(before), "", "missing space after ':'", fix)], [text])
     return None
 
 
@@ -340,15 +347,12 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("expected key", "mapping values", "'-' indicator", "expected <block end>"):
         return None
     at, line, indent = error.line, error.text, _measure_indent(error.text)
-    above = [_measure_indent(one) for one in error.lines[:at] if one.strip() and not one.lstrip().startswith("#")]
-    if not above:
-        return None
     # Candidate indentations: those of the line above and of its parents.
     levels: list[int] = []
-    for one in reversed(above):
-        if not levels or one < min(levels):
-            levels.append(one)
-    if indent in levels and indent <= above[-1] and _KEY.match(line):
+    for one in error.above:
+        if not levels or _measure_indent(error.lines[one]) < levels[-1]:
+            levels.append(_measure_indent(error.lines[one]))
+    if not levels or (indent in levels and _KEY.match(line)):
         return None
     if not _KEY.match(line) and not line.lstrip().startswith("- "):
         return _diagnose_key_without_colon(error, at)
@@ -356,16 +360,13 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
     texts += [error.replace_line(at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
     problem = f"is indented by {indent} spaces, unlike any line above"
-    path = _find_key_path(texts[0].split("\n"), at)
-    return _Repair([Mistake(at + 1, indent + 1, path, problem, f"indent it by {right} spaces")], texts)
+    return _Repair([Mistake(at + 1, indent + 1, "", problem, f"indent it by {right} spaces")], texts)
 
 
 def _diagnose_missing_colon(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("expected ':'", "mapping values"):
         return None
-    above = (at for at in range(error.line - 1, -1, -1) if error.lines[at].strip())
-    before = next((at for at in above if not error.lines[at].lstrip().startswith("#")), error.line)
-    for at in dict.fromkeys([error.line, before]):
+    for at in error.near:
         if not _KEY.match(error.lines[at]) and (repair := _diagnose_key_without_colon(error, at)):
             return repair
     return None
@@ -379,17 +380,16 @@ def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
     right = f"{found[1]}: {found[2] or ''}".rstrip()
     text = error.replace_line(at, line.replace(line.strip(), right, 1))
     column = len(line) - len(line.lstrip()) + 1
-    path = _find_key_path(text.split("\n"), at)
-    return _Repair([Mistake(at + 1, column, path, "missing ':' after the key", f"write {right}")], [text])
+    return _Repair([Mistake(at + 1, column, "", "missing ':' after the key", f"write {right}")], [text])
 
 
 def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
     found = _KEY.match(error.text)
-    if found is None or not error.mentions("mapping values"):
+    if found is None or error.column < found.end() or not error.mentions("mapping values"):
         return None
     value = error.text[found.end() :].strip()
-    start = error.text.index(value, found.end()) if value else error.column
-    mistake = error.make_mistake(error.line, start, "a value with : needs quotes", f'write "{value}"')
+    start = error.text.index(value, found.end())
+    mistake = Mistake(error.line + 1, start + 1, "", "a value with : needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.replace_line(error.line, f'{error.text[:start]}"{value}"')])
 
 
@@ -399,7 +399,7 @@ def _move_block(lines: Sequence[str], at: int, indent: int, level: int) -> str:
     for number in range(at, len(lines)):
         line = lines[number]
         own = _measure_indent(line)
-        if number > at and line.strip() and (own < indent or (own == indent and not _KEY.match(line))):
+        if number > at and line.strip() and own < indent:
             break
         if line.strip():
             moved[number] = " " * max(0, own + level - indent) + line.lstrip(" ")
@@ -414,7 +414,7 @@ def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
     keys: list[str] = []
     indent: int | None = None
-    for number in range(min(at, len(lines) - 1), -1, -1):
+    for number in range(at, -1, -1):
         found = _KEY.match(lines[number])
         if found and (indent is None or len(found["indent"]) < indent):
             indent = len(found["indent"])
