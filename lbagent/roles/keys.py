@@ -426,12 +426,10 @@ def _explain_invalid_template(text: str) -> tuple[str, str]:
         return "contains #, which begins a comment in haproxy.cfg", "remove the #"
     if not (text.isascii() and text.isprintable()):
         return "contains a character that is not printable ASCII", "remove it"
-    rest = remove_placeholders(text)
-    unmatched = rest.count("{") != rest.count("}")
-    problem = f"contains an {'unmatched brace' if unmatched else 'unknown placeholder'}"
-    braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", rest)
+    braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", remove_placeholders(text))
     if braces is None:
-        return problem, "write it as in {tag:port|8080}" if unmatched else f"use {PLACEHOLDERS}"
+        return "contains an unmatched brace", "write it as in {tag:port|8080}"
+    problem = "contains an unknown placeholder"
     word, tag, default = braces.groups("")
     if braces[2] is None:
         near = find_nearest(word, ("interval", "name", "role", "server"))
