@@ -154,11 +154,11 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
         return Malformed(f"{verb}: the payload contains control characters")
     words, reason = _split_reason([word for word in text.replace("\t", " ").split(" ") if word])
     times = [word for word in words if word.startswith(("until=", "for="))]
-    senders = [word.removeprefix("by=") for word in words if word.startswith("by=")]
+    sender = next((word.removeprefix("by=") for word in words if word.startswith("by=")), None)
     plain = [word for word in words if word not in times and not word.startswith("by=")]
     force = verb == "forget" and plain[-1:] == ["force"]
     plain = plain[:-1] if force else plain
-    if not plain or len(plain) > 3 or not all(map(_SENDER.fullmatch, senders[:1])):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
+    if not plain or len(plain) > 3 or not (sender is None or _SENDER.fullmatch(sender)):  # noqa: PLR2004  # NAME, ADDRESS, ROLE
         return Malformed(f"{verb}: invalid payload {text[:80]!r}; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]")
     now = raw.at // 1000
     found = _parse_end(times)
@@ -173,8 +173,7 @@ def parse_command(raw: RawEvent, text: str) -> Command | Malformed:
     # Only an identical command may be taken for a replay.
     digest = _checksum(f"{raw.name} {text}")
     end = until if duration is None else now + duration
-    by = "".join(senders[:1])
-    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, by, force, duration)
+    return Command(verb, raw.kind, raw.ltime, plain[0], address, end, reason, digest, sender or "", force, duration)
 
 
 def parse_duration(text: str) -> int | None:

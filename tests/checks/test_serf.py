@@ -348,9 +348,9 @@ def test_files_are_merged_in_order_then_the_command_line_and_lists_are_concatena
 
 
 def test_only_options_are_options() -> None:
-    argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s"]
+    argv = ["serf", "agent", "x", "--", "-", "-rejoin", "-node", "lb01", "--snapshot=/s", "-X=1"]
 
-    assert agent.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s")]
+    assert agent.parse_options(argv) == [("rejoin", "true"), ("node", "lb01"), ("snapshot", "/s"), ("X", "1")]
 
 
 @pytest.mark.parametrize("name", ["disable-compression", "rejoin", "replay", "syslog"])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import yaml
 
 from lbagent.errors import RolesRefused
 from lbagent.roles import loader, yaml_text
+
+LONG = "".join(f"x{number:02}" for number in range(30))
 
 BROKEN: list[tuple[str, list[str]]] = [
     (
@@ -1539,6 +1542,172 @@ BROKEN: list[tuple[str, list[str]]] = [
             ":1:38: services.iis.0: unknown key; use one of: port, options",
         ],
     ),
+    (
+        "haproxy: {reload: []}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:19: haproxy.reload: is an empty list; write a list of words, such as [systemctl, reload, haproxy]",
+        ],
+    ),
+    (
+        "haproxy: {timeout: 0h}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:20: haproxy.timeout: '0h' is too short; write a time with its unit, such as 30s",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: X5}\n",
+        [
+            ":3:14: roles.web.max: 'X5' is not a number; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {max: +5}\n",
+        [
+            ":3:14: roles.web.max: '+5' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {address: ""}\n',
+        [
+            ':3:18: roles.web.address: is empty; write a Serf tag, such as "{tag:ip}"',
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {on_pause: stop}\n",
+        [
+            ":3:19: roles.web.on_pause: unknown value 'stop'; write remove or drain",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check é"}\n',
+        [
+            ":3:18: roles.web.options: 'check é' contains a character that is not printable ASCII; remove it",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check \\x7F"}\n',
+        [
+            ":3:18: roles.web.options: 'check \\x7f' contains a character that is not printable ASCII; remove it",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {naem|x}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {naem|x}' contains an unknown placeholder; did you mean {name}?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {rol}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {rol}' contains an unknown placeholder; did you mean {role}?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {intervl}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {intervl}' contains an unknown placeholder; did you mean {interval}?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {weight}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {weight}' contains an unknown placeholder; use {interval}, {name}, {role}, {server}, {tag:NAME} and {tag:NAME|default}",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "weight {tg:weight}"}\n',
+        [
+            ":3:18: roles.web.options: 'weight {tg:weight}' contains an unknown placeholder; did you mean {tag:weight}?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "weight {tag:my weight}"}\n',
+        [
+            ":3:18: roles.web.options: 'weight {tag:my weight}' contains an unknown placeholder; for a tag and its default, use at most 64 letters, digits, '.', '-' and '_'",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "weight {env:weight}"}\n',
+        [
+            ":3:18: roles.web.options: 'weight {env:weight}' contains an unknown placeholder; use {interval}, {name}, {role}, {server}, {tag:NAME} and {tag:NAME|default}",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "{{name}}"}\n',
+        [
+            ":3:18: roles.web.options: '{{name}}' contains an unknown placeholder; use {interval}, {name}, {role}, {server}, {tag:NAME} and {tag:NAME|default}",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {name}}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {name}}' contains an unmatched brace; write it as in {tag:port|8080}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nrole:\n",
+        [
+            ":2:1: role: unknown key; did you mean roles?",
+            ":2:6: roles: has no keys; write ROLE: {SECTION: [SERVICE]} below it",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nrole: [web]\n",
+        [
+            ":2:1: role: unknown key; did you mean roles?",
+            ":2:7: roles: is a list, not a mapping of keys to values; write ROLE: {SECTION: [SERVICE]} below it",
+        ],
+    ),
+    (
+        "haprox: {config: /x.cfg}\nservices: {iis: {port: 80}}\nweb: {lb: [iis]}\n",
+        [
+            ":1:1: haprox: unknown key; did you mean haproxy?",
+        ],
+    ),
+    (
+        "service: {iis: {port: 80}}\nweb: {lb: [iis]}\n",
+        [
+            ":1:1: service: unknown key; did you mean services?",
+        ],
+    ),
+    (
+        "services: {iis: {weight: 5}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:12: services.iis: has no port; write iis: {port: 80}",
+            ":1:18: services.iis.weight: unknown key; use one of: port, options",
+        ],
+    ),
+    (
+        "services: {iis: {port:80}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:18: services.iis.port:80: missing space after ':'; write port: 80",
+        ],
+    ),
+    (
+        "services: {iis: {option: check}}\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":1:12: services.iis: has no port; write iis: {port: 80}",
+            ":1:18: services.iis.option: unknown key; did you mean options?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {intervl: 60s}\n",
+        [
+            ":3:9: roles.web.intervl: unknown key; did you mean interval?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {optins: check}\n",
+        [
+            ":3:9: roles.web.optins: unknown key; did you mean options?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {options: "check {name} weight {intervl}"}\n',
+        [
+            ":3:18: roles.web.options: 'check {name} weight {intervl}' contains an unknown placeholder; did you mean {interval}?",
+        ],
+    ),
 ]
 """Broken files, each with its messages after the file's name."""
 
@@ -1559,7 +1728,31 @@ def list_mistakes(content: bytes) -> list[str]:
     return [one.removeprefix("roles.yml") for one in refused.value.mistakes]
 
 
-@pytest.mark.parametrize(("text", "sentences"), BROKEN, ids=range(len(BROKEN)))
+BROKEN_NAMES: list[tuple[str, list[str]]] = [
+    (
+        "services: {iis: {port: 80}}\nrole: {}\n",
+        [
+            ":2:1: role: unknown key; did you mean roles?",
+            ":2:7: roles: declares no role; write ROLE: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "haprox: {}\nservices: {iis: {port: 80}}\nweb: {lb: [iis]}\n",
+        [
+            ":1:1: haprox: unknown key; did you mean haproxy?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {internal: [iss]}\n",
+        [
+            ":3:9: roles.web.internal: unknown key; did you mean interval?",
+        ],
+    ),
+]
+"""Broken files that match the JSON schema, in which the name of a role or a section is free."""
+
+
+@pytest.mark.parametrize(("text", "sentences"), [*BROKEN, *BROKEN_NAMES], ids=itertools.count())
 def test_every_mistake_is_named_in_one_run(text: str, sentences: list[str]) -> None:
     assert list_mistakes(text.encode()) == sentences
 
@@ -1686,6 +1879,75 @@ def test_long_values_are_cut_in_messages() -> None:
         f"roles.yml:4:127: roles.web.lb: service '{'s' * 60}' is not declared; declare it below services: (declared: iis)",
         f"roles.yml:4:238: roles.web.options: '{'o' * 60}' contains an unmatched brace; write it as in {{tag:port|8080}}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"on_failed: {LONG}", f"on_failed: unknown value '{LONG[:40]}'; write keep or remove"),
+        (f"max: {LONG}", f"max: '{LONG[:40]}' is not a number; write a number from 1 to 20000"),
+        (f"interval: {LONG}", f"interval: '{LONG[:40]}' is not a time; write a time with its unit, such as 60s"),
+        (f"interval: {'6' * 99}", f"interval: '{'6' * 40}' has no unit; write {'6' * 40}s"),
+        (f"networks: {LONG}", f"networks: '{LONG[:60]}' is not a list; write [{LONG[:60]}]"),
+        (f"address: {LONG}", f'address: \'{LONG[:60]}\' is the same for every node; write a Serf tag, such as "{{tag:ip}}"'),
+        (f"lb: [{LONG}, {LONG}]", f"lb: service '{LONG[:60]}' appears twice; remove one"),
+        (f"lb: {LONG}", f"lb: '{LONG[:60]}' is not a list of services; write lb: [{LONG}]"),
+    ],
+)  # fmt: skip
+def test_a_long_value_of_a_role_is_cut(row: str, message: str) -> None:
+    text = f"services: {{{LONG}: {{port: 80}}}}\nroles:\n  web:\n    {row}\n"
+
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert [one.partition(" roles.web.")[2] for one in refused.value.mistakes if "roles.web" in one] == [message]
+
+
+def test_long_values_of_haproxy_and_services_are_cut() -> None:
+    text = (
+        f"haproxy: {{reload: {' '.join('abcdefghi')}}}\nservices: {{iis: {{port: {'p' * 99}}}}}\n"
+        f"roles: {{web: {{lb: [iis]}}}}\n"
+    )
+
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert list(refused.value.mistakes) == [
+        "roles.yml:1:19: haproxy.reload: 'a b c d e f g h i' is not a list; write [a, b, c, d, e, f, g, h]",
+        f"roles.yml:2:24: services.iis.port: '{'p' * 40}' is not a port; write 1 to 65535, or \"{{tag:port|8080}}\"",
+    ]
+
+
+def test_at_most_20_declared_services_are_listed() -> None:
+    names = [f"s{number:02}" for number in range(21)]
+    text = f"services: {{{', '.join(f'{name}: {{port: 80}}' for name in names)}}}\nroles: {{web: {{lb: [iis]}}}}\n"
+
+    with pytest.raises(RolesRefused) as refused:
+        loader.parse_roles(text.encode(), "roles.yml")
+
+    assert list(refused.value.mistakes) == [
+        "roles.yml:2:20: roles.web.lb: service 'iis' is not declared; declare it below services: (declared: "
+        f"{', '.join(names[:20])})"
+    ]
+
+
+@pytest.mark.parametrize("name", ["role1", "haproxy1"])
+def test_a_role_of_the_older_form_may_resemble_a_top_level_key(name: str) -> None:
+    text = f"services: {{iis: {{port: 80}}}}\n{name}: {{lb: [iis]}}\n"
+
+    assert loader.parse_roles(text.encode(), "roles.yml").roles[name].sections == {"lb": ("iis",)}
+
+
+def test_a_service_may_have_the_name_of_a_top_level_key() -> None:
+    text = b"services: {haproxy: {port: 81}}\nroles: {web: {lb: [haproxy]}}\n"
+
+    assert loader.parse_roles(text, "roles.yml").services["haproxy"].port.text == "81"
+
+
+def test_a_section_without_services_may_resemble_a_key() -> None:
+    text = b"services: {iis: {port: 80}}\nroles: {web: {internal: [none]}}\n"
+
+    assert loader.parse_roles(text, "roles.yml").roles["web"].sections == {"internal": ()}
 
 
 def test_empty_settings_are_no_role_of_the_older_form() -> None:

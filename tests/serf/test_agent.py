@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from lbagent.names import NAME, NAME_RULE, canonical_address
-from lbagent.serf import agent
+from lbagent.serf import member_list
 from lbagent.serf.member_list import (
     AgentInfo,
     ListedMember,
@@ -26,7 +26,6 @@ from lbagent.serf.member_list import (
     parse_info,
     parse_member_list,
 )
-from lbagent.system.processes import read_process
 from tests.helpers.builders import nearly_valid
 
 SERF = Path(__file__).parent.parent / "fixtures" / "serf"
@@ -96,6 +95,7 @@ def test_an_empty_list_of_members_is_valid() -> None:
         ),
         (row(addr=":80"), "serf members: node web01: ':80' is not an IP address and a port"),
         (row(addr="?616263:80"), "serf members: node web01: '?616263:80' is not an IP address and a port"),
+        (row(addr="X10.0.0.1X:80"), "serf members: node web01: 'X10.0.0.1X:80' is not an IP address and a port"),
         (row(addr="10.0.0.1"), "serf members: node web01: '10.0.0.1' is not an IP address and a port"),
     ],
 )
@@ -194,6 +194,13 @@ def test_other_load_balancers_have_the_role_of_this_one() -> None:
     assert [one.name for one in find_peers(listed, LB01._replace(role="edge"))] == ["edge"]
 
 
+def test_thousands_of_valid_members_are_not_checked_one_by_one(mocker: MockerFixture) -> None:
+    checked = mocker.spy(member_list, "canonical_address")
+
+    assert len(parse_member_list(said(*(row(f"web{number}") for number in range(20)))).members) == 20
+    assert checked.call_count == 0
+
+
 def test_load_balancers_with_an_invalid_name_or_address_are_not_queried() -> None:
     rows = [row(name, role=role, addr="-") for name, role in (("lb01", "lb"), ("lb02", "web,lb"), ("web01", "web"))]
 
@@ -248,23 +255,3 @@ def test_many_members_are_parsed_as_each_of_them_beside_one_that_is_refused(
     together = parse_member_list(said(*rows)).members
 
     assert parse_member_list(said(*rows, row(name="web 99"))).members == together
-
-
-def test_an_agent_is_looked_for_again_only_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
-        try:
-            found = [read_process(one.pid) for one in (first, second)]
-            looked_for = iter([agent.Agent(process, [], {}, []) for process in found if process])
-            monkeypatch.setattr(agent, "find_running_agent", lambda: next(looked_for))
-            monkeypatch.setattr(agent, "_known_agent", None)
-
-            starts = [agent.find_start_time(), agent.find_start_time()]
-            first.kill()
-            first.wait()
-            starts.append(agent.find_start_time())
-
-            assert starts == [process.start_time for process in (found[0], found[0], found[1]) if process]
-            assert next(looked_for, None) is None
-        finally:
-            first.kill()
-            second.kill()

@@ -221,6 +221,18 @@ def test_an_invalid_line_is_refused_and_the_next_one_read(line: str) -> None:
     assert refused(raw) == (f"member-join: invalid line {line!r}: {count} instead of 4",)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("x" * 99, f"invalid line '{'x' * 40}': 1 field instead of 4"),
+        (f"/{'x' * 99}\t10.0.0.5\tweb\t", f"invalid node name '/{'x' * 79}'; use {NAME_RULE}"),
+        (f"web01\t{'x' * 99}\tweb\t", f"node web01: '{'x' * 60}' is not an IP address"),
+    ],
+)
+def test_a_long_line_name_or_address_is_cut_in_the_message(line: str, why: str) -> None:
+    assert refused(join_event(line)) == (f"member-join: {why}",)
+
+
 def test_lines_end_at_lf_only() -> None:
     event = parse_event(
         join_event(
@@ -270,6 +282,7 @@ def test_any_bytes_are_parsed_without_an_error(kind: str, name: str, payload: by
         ("web01\t10.0.0.5\tweb", command("pause", "web01", "10.0.0.5")),
         ("web01 2001:DB8::5 web", command("pause", "web01", "2001:db8::5")),
         ("web01 web", command("pause", "web01")),
+        ("web01 10.0.0.5 web by=lb01", command("pause", "web01", "10.0.0.5")._replace(by="lb01")),
         ("web01 until=1700009999", command("pause", "web01", until=1_700_009_999)),
         ("web01 until=99999999999", command("pause", "web01", until=99_999_999_999)),
         ("web01 for=2h", command("pause", "web01", until=NOW + 7200)._replace(duration=7200)),
@@ -296,6 +309,11 @@ def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wan
         ("\n", "pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
         ("reason=x", "pause: invalid payload 'reason=x'; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
         ("a b c d", "pause: invalid payload 'a b c d'; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
+        (
+            f"a b c {'d' * 99}",
+            f"pause: invalid payload 'a b c {'d' * 74}'; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        ),
+        ("web01 by=", "pause: invalid payload 'web01 by='; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]"),
         ("web01\nweb02\n", "pause: the payload contains control characters"),
         ("web01\0", "pause: the payload contains control characters"),
         ("web01 \x1b[31m", "pause: the payload contains control characters"),
@@ -320,6 +338,10 @@ def test_a_payload_names_a_node_an_address_an_end_and_a_reason(payload: str, wan
         (
             "web01 until=" + "9" * 12,
             "pause: invalid time 'until=999999999999'; use until=EPOCH, or for= with a time such as 90s, 15m, 2h or 7d",
+        ),
+        (
+            "web01 for=" + "9" * 99,
+            f"pause: invalid time 'for={'9' * 36}'; use until=EPOCH, or for= with a time such as 90s, 15m, 2h or 7d",
         ),
     ],
 )
@@ -360,6 +382,7 @@ def test_an_operator_enters_a_time_of_1_s_to_ten_years(text: str, seconds: int |
         ("x" * 200, True),
         ("x" * 201, False),
         ("é" * 200, True),
+        ("é" * 199 + "更", False),
         ("更" * 134, False),
         ("\x1b", False),
         ("\udc83", False),
@@ -442,6 +465,7 @@ def test_a_user_event_whose_pause_has_ended_is_a_command() -> None:
         ("web01 10.0.0.5 force", "web01", True),
         ("web01 10.0.0.5 web force", "web01", True),
         ("force force", "force", True),
+        ("web01 force by=lb01", "web01", True),
     ],
 )
 def test_force_as_the_last_word_of_a_forget_is_not_a_name(payload: str, name: str, force: bool) -> None:  # noqa: FBT001

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbagent.serf.raw_event import RECORD_LIMIT, RawEvent, parse_record, read_handler_event
+from lbagent.serf.raw_event import RECORD_LIMIT, STDIN_LIMIT, RawEvent, parse_record, read_handler_event
 
 JOIN = RawEvent(
     "0123456789abcdef", 1_700_000_000_123, "member-join", "", None, "lb01", b"web01\t10.0.0.5\tweb\trole=web\n"
@@ -115,6 +115,12 @@ def test_a_record_is_parsed_into_the_same_event(raw: RawEvent) -> None:
     assert parse_record(record) == raw._replace(id=f"{raw.id}0000")
 
 
+def test_a_record_has_the_fields_in_the_order_that_other_versions_read() -> None:
+    assert list(JOIN.split_records()) == [
+        b"lbagent 1\x000123456789abcdef0000\x001700000000123\0member-join\0\0\0lb01\0web01\t10.0.0.5\tweb\trole=web\n"
+    ]
+
+
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=40) | st.binary(
     max_size=40
 ).map(lambda word: word.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
@@ -140,6 +146,34 @@ def test_a_member_event_too_long_for_a_record_is_split_at_its_lines(length: int)
     assert b"".join(piece.payload for piece in pieces) == b"".join(lines)
     assert all(piece.payload.endswith(b"\n") for piece in pieces)
     assert len({piece.id for piece in pieces}) == len(pieces) > 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "pieces"),
+    [
+        ([57_344], [57_344]),
+        ([28_672, 28_672, 28_672], [57_344, 28_672]),
+        ([100, 57_344, 100], [100, 57_344, 100]),
+        ([28_672, 28_673], [28_672, 28_673]),
+    ],
+)
+def test_a_record_has_up_to_57_344_bytes_of_lines(lines: list[int], pieces: list[int]) -> None:
+    payload = b"".join(b"x" * (length - 1) + b"\n" for length in lines)
+
+    records = JOIN._replace(payload=payload).split_records()
+
+    assert [len(parse_record(record).payload) for record in records] == pieces
+
+
+def test_an_event_that_fits_into_a_record_is_stored_as_it_is() -> None:
+    (record,) = JOIN._replace(payload=b"x" * 57_344).split_records()
+
+    assert parse_record(record).payload == b"x" * 57_344
+
+
+def test_stdin_of_16_mib_has_room_for_20_000_members_with_full_tags() -> None:
+    assert STDIN_LIMIT == 1 << 24
+    assert 20_000 * len(b"\t".join([b"n" * 63, b"a" * 39, b"r" * 100, b"t" * 512, b"\n"])) < STDIN_LIMIT
 
 
 def test_a_line_longer_than_a_record_is_dropped_and_the_others_are_kept() -> None:

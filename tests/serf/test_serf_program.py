@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from pytest_mock import MockerFixture
@@ -16,6 +17,7 @@ from lbagent.serf import agent
 from lbagent.serf.agent import Agent, File, SerfEnv, Unreadable
 from lbagent.serf.member_list import AgentInfo
 from lbagent.system.processes import read_process
+from lbagent.system.subprocess import ProgramResult
 from tests.helpers.real_programs import free_port, wait_until
 
 INFO = '{"agent": {"name": "lb01"}, "tags": {"role": "l.b"}, "serf": {"event_time": "7", "query_time": "9"}}'
@@ -72,6 +74,19 @@ def test_an_agent_without_a_valid_answer_is_asked_again_later(serf: Script, body
 
     assert str(raised.value) == why
     assert agent.fetch_clocks() == {}
+
+
+def test_serf_has_5_s_for_an_answer_and_2_s_more_than_the_query_for_those_of_nodes(mocker: MockerFixture) -> None:
+    run = mocker.patch("lbagent.system.subprocess.run_program", return_value=ProgramResult(0, INFO))
+
+    agent.fetch_info()
+    agent.send_query("pause", "web01", ["lb02"], (1, 2))
+
+    assert [call.args[1] for call in run.call_args_list] == [5, 3, 4]
+
+
+def test_another_load_balancer_has_10_s_for_its_answer_to_a_command() -> None:
+    assert sum(agent.COMMAND_TIMEOUTS) == 10
 
 
 def test_a_host_without_serf_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +161,12 @@ def test_a_query_ends_once_all_nodes_have_answered_and_each_answer_is_reported_o
         ("SERF_RPC_AUTH=", None),
         ("SERF_RPC_AUTH=a=b\nSERF_RPC_AUTH=c", "a=b"),
         ("# SERF_RPC_AUTH=token\nPATH=/x", None),
+        ("# \udc83E\nSERF_RPC_AUTH=token", "token"),
     ],
 )
 def test_a_value_of_serf_env_is_read_as_systemd_reads_it(tmp_path: Path, line: str, value: str | None) -> None:
     environ: dict[str, str] = {}
-    (tmp_path / "serf.env").write_text(line)
+    (tmp_path / "serf.env").write_text(line, errors="surrogateescape")
 
     assert SerfEnv([str(tmp_path)], environ).load() is True
     assert environ == ({} if value is None else {"SERF_RPC_AUTH": value})
@@ -161,6 +177,7 @@ def test_a_changed_serf_env_replaces_its_own_variables_only(tmp_path: Path) -> N
     path.write_text("SERF_RPC_ADDR=127.0.0.1:1\nSERF_RPC_AUTH=old\n")
     env = SerfEnv([f"{tmp_path}/missing", str(tmp_path)], environ)
 
+    assert (env.found, env.error) == ("", "")
     assert (env.load(), env.load(), env.changed) == (True, False, False)
     assert (env.found, environ) == (str(path), {"SERF_RPC_ADDR": "127.0.0.1:9", "SERF_RPC_AUTH": "old"})
 
@@ -186,6 +203,19 @@ def test_a_serf_env_that_cannot_be_read_is_an_error_and_sets_nothing(tmp_path: P
     assert env.load() is True
     assert env.error == f"{tmp_path}/serf.env: cannot be read: Is a directory"
     assert environ == {}
+
+    path.rmdir()
+
+    assert (env.changed, env.load(), env.error) == (False, False, "")
+
+
+def test_serf_env_sets_the_address_and_the_token(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    (tmp_path / "serf.env").write_text("SERF_RPC_ADDR=10.0.0.1:1\nSERF_RPC_AUTH=token\nSERF_EVENT=user\n")
+
+    SerfEnv([str(tmp_path)], environ).load()
+
+    assert environ == {"SERF_RPC_ADDR": "10.0.0.1:1", "SERF_RPC_AUTH": "token"}
 
 
 @pytest.mark.parametrize(
@@ -262,3 +292,79 @@ def test_an_agent_at_another_address_is_not_asked_for(
 
     assert start == Agent(read_process(process.pid), [], {}, []).process.start_time  # type: ignore[arg-type]
     assert agent.find_start_time() is None
+
+
+class FakeProcess(NamedTuple):
+    """What is read of a process to find the agent."""
+
+    user: int = 1000
+    shares_network: bool | None = True
+    argv: Sequence[str] = ["serf", "agent"]
+    cwd: str | None = "/"
+
+
+@pytest.mark.parametrize(
+    ("process", "found"),
+    [
+        (FakeProcess(), True),
+        (FakeProcess(user=0), True),
+        (FakeProcess(user=1), False),
+        (FakeProcess(argv=["serf", "members"]), False),
+        (FakeProcess(shares_network=None), True),
+        (FakeProcess(shares_network=False), False),
+    ],
+)
+def test_only_an_agent_of_root_or_this_user_in_this_network_namespace_is_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+    process: FakeProcess,
+    found: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.delenv("SERF_RPC_ADDR", raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("lbagent.system.processes.find_listening_users", lambda _: ())
+    monkeypatch.setattr("lbagent.system.processes.find_processes", lambda _: [process])
+
+    assert (agent.find_running_agent() is not None) is found
+
+
+def test_files_of_an_agent_whose_working_directory_is_not_known_are_looked_for_in_the_root_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = FakeProcess(
+        argv=["serf", "agent", "-config-file=missing/a.json", "-keyring-file=/missing/keyring"], cwd=None
+    )
+    monkeypatch.delenv("SERF_RPC_ADDR", raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("lbagent.system.processes.find_processes", lambda _: [process])
+
+    found = agent.find_running_agent()
+
+    assert found is not None
+    assert found.unreadable == [Unreadable("/missing/a.json", "cannot be read: No such file or directory", hidden=True)]
+    assert (found.files, found.open) == ([], False)
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two processes that run until the test ends."""
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        yield [first, second]
+        first.kill()
+        second.kill()
+
+
+def test_an_agent_is_looked_for_again_only_after_its_end(
+    sleepers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [one for sleeper in sleepers if (one := read_process(sleeper.pid))]
+    looked_for = iter([Agent(process, [], {}, []) for process in found])
+    monkeypatch.setattr(agent, "find_running_agent", lambda: next(looked_for))
+    monkeypatch.setattr(agent, "_known_agent", None)
+
+    starts = [agent.find_start_time(), agent.find_start_time()]
+    sleepers[0].kill()
+    sleepers[0].wait()
+    starts.append(agent.find_start_time())
+
+    assert starts == [found[0].start_time, found[0].start_time, found[1].start_time]
+    assert next(looked_for, None) is None
