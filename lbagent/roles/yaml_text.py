@@ -314,9 +314,10 @@ def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
     if not error.text.startswith(("]", "}"), error.column):
         return None
     problem = f"unmatched {error.text[error.column]}"
-    text = error.text[: error.column] + error.text[error.column + 1 :]
+    before, behind = error.text[: error.column], error.text[error.column + 1 :]
     mistake = Mistake(error.line + 1, error.column + 1, problem, "remove it")
-    return _Repair([mistake], [error.replace_line(error.line, text)])
+    # A blank keeps the columns behind it, but changes an indentation.
+    return _Repair([mistake], [error.replace_line(error.line, before + one + behind) for one in (" ", "")])
 
 
 def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:

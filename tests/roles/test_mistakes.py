@@ -1708,6 +1708,21 @@ BROKEN: list[tuple[str, list[str]]] = [
             ":3:18: roles.web.options: 'check {name} weight {intervl}' contains an unknown placeholder; did you mean {interval}?",
         ],
     ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iss]]}\n",
+        [
+            ":4:10: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+            ":4:14: roles.web.lb: unmatched ]; remove it",
+            ":4:15: roles.web.lb: unmatched }; remove it",
+        ],
+    ),
+    (
+        "}services: {iis: {port: 80}}\nroles: {web: {lb: [iss]}}\n",
+        [
+            ":1:1: services: unmatched }; remove it",
+            ":2:20: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
 ]
 """Broken files, each with its messages after the file's name."""
 
