@@ -40,7 +40,7 @@ _UNQUOTED = re.compile(
 )
 _BAD_START = re.compile(r"(?P<before>:[ ]+|[\[,][ ]*|-[ ]+)(?P<value>[@`%*&|>!][^,\]}#]*)")
 _BREAK = re.compile("\r\n|[\r\x85\u2028\u2029]")
-_CLOSERS = {"sequence": ("list", "]"), "mapping": ("mapping", "}")}
+_BRACKETS = {"[": ("list", "]"), "{": ("mapping", "}")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Mistake:
     line: int
     """Counted from 1; 0 for the file as a whole."""
     column: int
-    path: str
-    """Key path, such as `roles.web.interval`."""
     problem: str
-    fix: str
+    fix: str = ""
+    path: str = ""
+    """Key path, such as `roles.web.interval`."""
 
     def format_sentence(self, where: str) -> str:
         """Format as `FILE:LINE:COLUMN: KEY PATH: PROBLEM; FIX`."""
@@ -124,7 +124,7 @@ class _Attempt:
     text: str
     root: yaml.Node | None
     error: yaml.MarkedYAMLError | None
-    rank: tuple[float, int]
+    rank: tuple[float, ...]
     """The best has the largest: it can be parsed furthest; among complete ones, it has the fewest mistakes."""
 
 
@@ -139,7 +139,7 @@ def parse_yaml(content: bytes, judge: Judge) -> tuple[yaml.Node | None, list[Mis
     except yaml.reader.ReaderError as error:
         return None, [_explain_unreadable(content, error)]
     except RecursionError:
-        return None, [Mistake(0, 0, "", "is nested too deeply", "")]
+        return None, [Mistake(0, 0, "is nested too deeply")]
     except yaml.MarkedYAMLError as error:
         # Normalise line breaks: YAML recognises several kinds.
         text = _BREAK.sub("\n", content.decode("utf-8-sig", "replace"))
@@ -169,10 +169,10 @@ def _try_repair(text: str, judge: Judge) -> _Attempt:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        return _Attempt(text, None, error, (_find_position(error.problem_mark)[0], 0))
+        return _Attempt(text, None, error, _find_position(error.problem_mark)[:1])
     except (yaml.YAMLError, RecursionError):  # another kind of mistake, such as a control character
-        return _Attempt(text, None, None, (0, 0))
-    return _Attempt(text, root, None, (math.inf, -judge(root) if root else 0))
+        return _Attempt(text, None, None, ())
+    return _Attempt(text, root, None, (math.inf, -judge(root)) if root else ())
 
 
 def _find_position(mark: yaml.Mark | None) -> tuple[int, int]:
@@ -187,8 +187,8 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
     try:
         content.decode("utf-8")
     except UnicodeError:
-        return Mistake(line, column, "", "is not UTF-8 text", "save it as UTF-8")
-    return Mistake(line, column, "", "contains a control character", "remove it")
+        return Mistake(line, column, "is not UTF-8 text", "save it as UTF-8")
+    return Mistake(line, column, "contains a control character", "remove it")
 
 
 def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
@@ -201,7 +201,7 @@ def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
         _find_position(error.context_mark or error.problem_mark),
     )
     repairs = (diagnose(found) for diagnose in _DIAGNOSES)
-    unknown = _Repair([Mistake(found.line + 1, found.column + 1, "", f"invalid YAML: {error.problem}", "")], [text])
+    unknown = _Repair([Mistake(found.line + 1, found.column + 1, f"invalid YAML: {error.problem}")], [text])
     return next(filter(None, repairs), unknown)
 
 
@@ -212,8 +212,7 @@ def _diagnose_tabs(error: _SyntaxError) -> _Repair | None:
     indents = [(at, line[: len(line) - len(line.lstrip())]) for at, line in enumerate(error.lines) if line.strip()]
     tabbed = {at: indent for at, indent in indents if "\t" in indent}
     mistakes = [
-        Mistake(at + 1, indent.index("\t") + 1, "", "is indented with a tab", "use spaces")
-        for at, indent in tabbed.items()
+        Mistake(at + 1, indent.index("\t") + 1, "is indented with a tab", "use spaces") for at, indent in tabbed.items()
     ]
     return _Repair(mistakes, [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS])
 
@@ -230,7 +229,7 @@ def _diagnose_unquoted_placeholder(error: _SyntaxError) -> _Repair | None:
     if not (found := _find_value(_UNQUOTED, error)):
         return None
     start, value = found
-    mistake = Mistake(error.line + 1, start + 1, "", f"{value} needs quotes", f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, f"{value} needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -241,7 +240,7 @@ def _diagnose_bad_start(error: _SyntaxError) -> _Repair | None:
         return None
     start, value = found
     problem = f"a value cannot begin with {value[0]} without quotes"
-    mistake = Mistake(error.line + 1, start + 1, "", problem, f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, problem, f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -261,7 +260,7 @@ def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("end of stream", "document"):
         return _diagnose_escape(error)
     quote = line[column]
-    mistake = Mistake(at + 1, column + 1, "", "the quote is not closed", f"add {quote}")
+    mistake = Mistake(at + 1, column + 1, "the quote is not closed", f"add {quote}")
     inner = line.rstrip("]},")
     return _Repair(
         [mistake], [error.replace_line(at, text) for text in (line + quote, inner + quote + line[len(inner) :])]
@@ -270,25 +269,24 @@ def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
 
 def _diagnose_escape(error: _SyntaxError) -> _Repair:
     fix = "use single quotes, in which a backslash has no meaning"
-    backslash = error.text.rfind("\\", 0, error.column + 1)
+    backslash = error.text[: error.column + 1].rindex("\\")
     text = error.replace_line(error.line, f"{error.text[:backslash]}\\{error.text[backslash:]}")
-    return _Repair([Mistake(error.line + 1, backslash + 1, "", "unknown escape sequence", fix)], [text])
+    return _Repair([Mistake(error.line + 1, backslash + 1, "unknown escape sequence", fix)], [text])
 
 
 def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
-    kind = next((kind for kind in _CLOSERS if error.context.endswith(f"flow {kind}")), None)
-    if kind is None:
+    if not error.context.endswith(("flow sequence", "flow mapping")):
         return _diagnose_open_end(error)
-    name, closer = _CLOSERS[kind]
     at, begin = error.begin
     line = error.lines[at].rstrip()
+    name, closer = _BRACKETS[line[begin]]
     end = error.column if at == error.line else len(line)
     if end < len(line) and line[end] not in "]}":
         # `{port: 80 options: check}` is reported at the second colon.
         start = (line.rfind(" ", begin, end) + 1 or end) if line[end] == ":" else end
-        mistake = Mistake(at + 1, start + 1, "", f"a comma is missing in the {name}", "add it")
+        mistake = Mistake(at + 1, start + 1, f"a comma is missing in the {name}", "add it")
         return _Repair([mistake], [error.replace_line(at, f"{line[:start].rstrip()}, {line[start:]}")])
-    mistake = Mistake(at + 1, begin + 1, "", f"the {name} is not closed", f"add {closer}")
+    mistake = Mistake(at + 1, begin + 1, f"the {name} is not closed", f"add {closer}")
     rests = (line[end:], line[end + 1 :])
     return _Repair([mistake], [error.replace_line(at, line[:end] + closer + rest) for rest in rests])
 
@@ -300,31 +298,31 @@ def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
     opened: list[tuple[int, int, str]] = []
     for number, line in enumerate(error.lines):
         for found in re.finditer(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|(?:^|\s)#.*|[\[\]{}]", line):
-            if found[0] in "[{":
+            if found[0] in _BRACKETS:
                 opened.append((number, found.start(), found[0]))
-            elif found[0] in "]}" and opened:
+            elif found[0] in ("]", "}") and opened:
                 opened.pop()
     if not opened:
         return None
     at, column, bracket = opened[-1]
-    name, closer = _CLOSERS["sequence" if bracket == "[" else "mapping"]
-    mistake = Mistake(at + 1, column + 1, "", f"the {name} is not closed", f"add {closer}")
+    name, closer = _BRACKETS[bracket]
+    mistake = Mistake(at + 1, column + 1, f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, error.lines[at].rstrip() + closer)])
 
 
 def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
-    closer = error.text[error.column : error.column + 1]
-    if not closer or closer not in "]}":
+    if not error.text.startswith(("]", "}"), error.column):
         return None
-    mistake = Mistake(error.line + 1, error.column + 1, "", f"unmatched {closer}", "remove it")
+    problem = f"unmatched {error.text[error.column]}"
     text = error.text[: error.column] + error.text[error.column + 1 :]
+    mistake = Mistake(error.line + 1, error.column + 1, problem, "remove it")
     return _Repair([mistake], [error.replace_line(error.line, text)])
 
 
 def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("another document"):
         return None
-    mistake = Mistake(error.line + 1, error.column + 1, "", "begins a second YAML document", "remove the line ---")
+    mistake = Mistake(error.line + 1, error.column + 1, "begins a second YAML document", "remove the line ---")
     return _Repair([mistake], [error.replace_line(error.line, "")], in_key=False)
 
 
@@ -333,7 +331,7 @@ def _diagnose_duplicate_anchor(error: _SyntaxError) -> _Repair | None:
         return None
     fix = f"rename one, the first is in line {error.begin[0] + 1}"
     text = f"{error.text[: error.column + 1]}_{error.text[error.column + 1 :]}"
-    mistake = Mistake(error.line + 1, error.column + 1, "", "duplicate anchor", fix)
+    mistake = Mistake(error.line + 1, error.column + 1, "duplicate anchor", fix)
     return _Repair([mistake], [error.replace_line(error.line, text)])
 
 
@@ -344,7 +342,7 @@ def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
             before, value = found["before"], found["value"]
             text = error.replace_line(at, f"{before} {value}")
             fix = f"write {before.strip()} {value.strip()}"
-            return _Repair([Mistake(at + 1, len(before), "", "missing space after ':'", fix)], [text])
+            return _Repair([Mistake(at + 1, len(before), "missing space after ':'", fix)], [text])
     return None
 
 
@@ -365,7 +363,7 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
     texts += [error.replace_line(at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
     problem = f"is indented by {indent} spaces, unlike any line above"
-    return _Repair([Mistake(at + 1, indent + 1, "", problem, f"indent it by {right} spaces")], texts)
+    return _Repair([Mistake(at + 1, indent + 1, problem, f"indent it by {right} spaces")], texts)
 
 
 def _diagnose_missing_colon(error: _SyntaxError) -> _Repair | None:
@@ -385,7 +383,7 @@ def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
     right = f"{found[1]}: {found[2] or ''}".rstrip()
     indent = _measure_indent(line)
     text = error.replace_line(at, " " * indent + right)
-    return _Repair([Mistake(at + 1, indent + 1, "", "missing ':' after the key", f"write {right}")], [text])
+    return _Repair([Mistake(at + 1, indent + 1, "missing ':' after the key", f"write {right}")], [text])
 
 
 def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
@@ -394,7 +392,7 @@ def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
         return None
     value = error.text[found.end() :].strip()
     start = error.text.index(value, found.end())
-    mistake = Mistake(error.line + 1, start + 1, "", "a value with : needs quotes", f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, "a value with : needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.replace_line(error.line, f'{error.text[:start]}"{value}"')])
 
 
@@ -404,10 +402,10 @@ def _move_block(lines: Sequence[str], at: int, indent: int, level: int) -> str:
     for number in range(at, len(lines)):
         line = lines[number]
         own = _measure_indent(line)
-        if number > at and line.strip() and own < indent:
+        if line.strip() and own < indent:
             break
         if line.strip():
-            moved[number] = " " * max(0, own + level - indent) + line.lstrip(" ")
+            moved[number] = " " * (own + level - indent) + line.lstrip(" ")
     return "\n".join(moved)
 
 
@@ -457,11 +455,11 @@ class Reader:
         """Whether the maximum number of mistakes is reached."""
         return len(self.mistakes) >= _MOST
 
-    def note(self, node: yaml.Node | None, path: str, problem: str, fix: str = "") -> None:
+    def note(self, node: yaml.Node | None, path: str, problem: str, fix: str) -> None:
         """Note a mistake at a node, or in the file as a whole (None)."""
         line, column = (node.start_mark.line + 1, node.start_mark.column + 1) if node is not None else (0, 0)
         if not self.is_full:
-            self.mistakes.append(Mistake(line, column, path, problem, fix))
+            self.mistakes.append(Mistake(line, column, problem, fix, path))
 
     def read_text(self, node: yaml.Node, path: str, fix: str, *, empty: bool = False) -> str | None:
         """Return the text of a scalar; None if it is not a valid one. `empty` allows an empty text."""
@@ -521,7 +519,7 @@ class Reader:
             if glued:
                 self.note(
                     key,
-                    f"{path}.{glued[1]}".lstrip("."),
+                    f"{path}.{glued[1]}".removeprefix("."),
                     "missing space after ':'",
                     f"write {glued[1]}: with a space after it",
                 )
@@ -530,7 +528,10 @@ class Reader:
             if name in found:
                 first = found[name][0].start_mark.line + 1
                 self.note(
-                    key, f"{path}.{name}".lstrip("."), "duplicate key", f"remove one, the first is in line {first}"
+                    key,
+                    f"{path}.{name}".removeprefix("."),
+                    "duplicate key",
+                    f"remove one, the first is in line {first}",
                 )
                 continue
             found[name] = (key, value)

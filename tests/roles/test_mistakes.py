@@ -1422,6 +1422,127 @@ BROKEN: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        'services: {iis: {port: 80, options: "X}}\nroles: {web: {lb: [iss]}}\n',
+        [
+            ':1:37: services: the quote is not closed; add "',
+            ":2:20: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {lb: ["iis" X, iss]}\n',
+        [
+            ":3:20: roles.web: a comma is missing in the list; add it",
+            ":3:21: roles.web.lb: service 'X' is not declared; declare it below services: (declared: iis)",
+            ":3:24: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], options: "[",\n',
+        [
+            ":3:8: roles.web: the mapping is not closed; add }",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], options: '[',\n",
+        [
+            ":3:8: roles.web: the mapping is not closed; add }",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web: {lb: [iis], options: "\\"[",\n',
+        [
+            ":3:8: roles.web: the mapping is not closed; add }",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}} # comment\nroles: {web: {lb: [iss]}}\n",
+        [
+            ":1:28: services: unmatched }; remove it",
+            ":2:20: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        'services: {iis: {port: 80}}\nroles:\n  web:\n    options: "\\d\\#"\n',
+        [
+            ":4:14: roles.web.options: '\\\\d\\\\#' contains #, which begins a comment in haproxy.cfg; remove the #",
+            ":4:15: roles.web.options: unknown escape sequence; use single quotes, in which a backslash has no meaning",
+            ":4:18: roles.web.options: unknown escape sequence; use single quotes, in which a backslash has no meaning",
+        ],
+    ),
+    (
+        "haproxy: {config: /x}\n  roles\n",
+        [
+            ":2:3: haproxy.roles: missing ':' after the key; write roles:",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n   Xa: [iss]\n    max: 0\n",
+        [
+            ":5:4: roles.web.Xa: is indented by 3 spaces, unlike any line above; indent it by 2 or 4 spaces",
+            ":5:10: roles.web.Xa: service 'iss' is not declared; did you mean iis?",
+            ":6:10: roles.web.max: '0' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    lb: [iis]\n     Xa: [iis]\n     Xb: [iss]\n",
+        [
+            ":5:6: roles.web.Xa: is indented by 5 spaces, unlike any line above; indent it by 2 or 4 spaces",
+            ":6:10: roles.web.Xb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nhaproxy:\n    config: /x\n      timeout: 5s\n      runtime: on\nroles:\n     web:\n      lb: [iss]\n",
+        [
+            ":4:7: haproxy.timeout: is indented by 6 spaces, unlike any line above; indent it by 4 spaces",
+            ":8:12: roles.web.lb: service 'iss' is not declared; did you mean iis?",
+        ],
+    ),
+    (
+        "a: : 1\n",
+        [
+            ':1:4: a: a value with : needs quotes; write ": 1"',
+            ":1:4: a: ': 1' is not a mapping of keys to values; indent the keys below it further, or write a: {SECTION: [SERVICE]}",
+        ],
+    ),
+    (
+        "services: {iis: {port: 80}}\nroles:\n  web:\n    networks:\n    - x\n      y:z\n    interval 60\n    max: 0\n",
+        [
+            ":5:7: roles.web.networks: 'x y:z' is not a network; write a list of networks, such as [10.0.0.0/8]",
+            ":7:5: roles.web.interval: missing ':' after the key; write interval: 60",
+            ":7:15: roles.web.interval: '60' has no unit; write 60s",
+            ":8:10: roles.web.max: '0' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "services:\n  iis: {port: 80}\nservices: {}\nroles: {web: {max: 0}}\n",
+        [
+            ":3:1: services: duplicate key; remove one, the first is in line 1",
+            ":4:20: roles.web.max: '0' is out of range; write a number from 1 to 20000",
+        ],
+    ),
+    (
+        "roles: {web: {}}\nhaproxy:{a: b}\n",
+        [
+            ":2:1: haproxy: missing space after ':'; write haproxy: with a space after it",
+        ],
+    ),
+    (
+        "services:\n  iis:\n   - port: 80\n    options: check\nroles: {web: {lb: [iis]}}\n",
+        [
+            ":3:4: services.iis: is a list, not a mapping of keys to values; write iis: {port: 80}",
+            ":4:5: services.options: is indented by 4 spaces, unlike any line above; indent it by 2 or 3 spaces",
+            ":4:12: services.options: 'check' is not a mapping of keys to values; write options: {port: 80}",
+        ],
+    ),
+    (
+        'services: {iis: {port: {tag:port}"0"}}\nroles: {web: {}}\n',
+        [
+            ':1:24: services: {tag:port} needs quotes; write "{tag:port}"',
+            ":1:36: services: a comma is missing in the mapping; add it",
+            ":1:38: services.iis.0: unknown key; use one of: port, options",
+        ],
+    ),
+    (
         "haproxy: {reload: []}\nservices: {iis: {port: 80}}\nroles: {web: {lb: [iis]}}\n",
         [
             ":1:19: haproxy.reload: is an empty list; write a list of words, such as [systemctl, reload, haproxy]",
