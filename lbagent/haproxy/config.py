@@ -111,7 +111,7 @@ class ManagedLine(NamedTuple):
     def name(self) -> str:
         """Name of the server; of a paused one, name of the node."""
         if self.text.startswith("#"):
-            return [*self.text.split(None, 4), "", ""][3]
+            return self.text.split()[3]
         return self.text.split(None, 2)[1]
 
     @property
@@ -122,7 +122,7 @@ class ManagedLine(NamedTuple):
     @property
     def address(self) -> str:
         """The address without port and brackets."""
-        return self.text.split(None, 5)[4] if self.is_comment else self.endpoint.rpartition(":")[0].strip("[]")
+        return self.text.split()[4] if self.is_comment else self.endpoint.rpartition(":")[0].strip("[]")
 
     @property
     def role(self) -> str:
@@ -194,7 +194,7 @@ class Proxy:
     @property
     def hashes(self) -> bool:
         """Whether its `balance` selects servers by a hash, which stable ids keep stable."""
-        return (self.balance or "").partition("(")[0] in _HASHING
+        return self.balance is not None and self.balance.partition("(")[0] in _HASHING
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()
@@ -326,7 +326,7 @@ class Document:
         environment = self._read_environment()
         reader = Reader(environment)
         wanted = (
-            (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
+            (at, line) for at, line in enumerate(self.lines) if not line.lstrip(BLANK).startswith(("server ", "#"))
         )
         for one in read_directives(wanted, [start for start, _, _ in self._files], reader, environment):
             if one.place.active is not False and one.place.sections != (NOWHERE,) and one.words[0][0] != ".":
@@ -400,11 +400,11 @@ class Document:
         self.lines += lines
         self._reader.begin_file(start)
         proxy, tail = Proxy("", "", None), _NO_TAIL
-        managed, below = proxy.managed, 0
+        managed, below = proxy.managed, len(proxy.markers)
         for at, line in enumerate(lines, start):
             # Fast path: most lines of a large file are managed lines with the same end as the one above.
             text = line.strip(BLANK)
-            if text.endswith(tail) and SERVER_HEAD.fullmatch(text, 0, len(text) - len(tail)):
+            if text.endswith(tail) and SERVER_HEAD.fullmatch(text.removesuffix(tail)):
                 managed.append(_make_managed_line((at, below, text)))
             elif text:
                 servers = proxy.kind in SERVERS and text.startswith(_SERVER_WORDS)
@@ -648,7 +648,7 @@ def parse_change(text: str) -> tuple[Key, str]:
     """Parse a plan's change `PROXY: LINE` into key and line; the line is empty for a paused node."""
     section, _, line = text.partition(": ")
     paused = line.startswith("#")
-    name = [*line.split(None, 4), "", ""][3 if paused else 1]
+    name = line.split()[3 if paused else 1]
     return (section.partition(" ")[2], name), "" if paused else line
 
 
