@@ -9,10 +9,12 @@ import pytest
 from lbagent.haproxy.config import (
     Document,
     Edit,
+    Marker,
     OperatorServer,
     ServerTemplate,
     explain_damage,
     find_endpoint,
+    find_indentation,
     find_paused_servers,
     is_paused_server,
     is_stray,
@@ -77,6 +79,20 @@ def test_a_line_in_a_branch_that_is_always_false_is_never_read(line: int, never:
     assert document(BRANCHES).is_never_read(line) is never
 
 
+def test_a_line_below_a_branch_without_a_section_before_it_is_in_no_section() -> None:
+    read = document(f".if 0\nbackend farm\n.endif\n    balance source\n    {COMMENT}\n")
+
+    assert [one.hashes for one in read.proxies] == [False]
+    assert read.damaged == [(4, COMMENT, "it is in no section")]
+
+
+def test_a_marker_below_branches_is_misplaced_if_a_section_of_one_has_no_servers() -> None:
+    text = ".if defined(A)\nfrontend front\n.else\nbackend farm\n.endif\n    # additional-lb-iis-server\n"
+
+    assert document(text).misplaced == [(5, "it is in frontend front, which cannot hold servers")]
+    assert document(text.replace("frontend", "backend")).misplaced == []
+
+
 def test_without_a_condition_every_line_may_be_read() -> None:
     assert [document(CFG).is_never_read(line) for line in range(len(CFG.splitlines()))] == [False] * 10
 
@@ -86,6 +102,7 @@ def test_without_a_condition_every_line_may_be_read() -> None:
     [
         ("backend 'a$b'", False),
         ('backend "$B"', True),
+        ('backend farm "$B"', False),
         ('    balance "$B"', False),
         ('    "$B" on', True),
         ("    '$B' on", False),
@@ -129,6 +146,10 @@ def test_each_digest_covers_its_own_lines_only() -> None:
 
     assert operators.compute_digest() == before.compute_digest() != managed.compute_digest()
     assert managed.compute_operator_digest() == before.compute_operator_digest() != operators.compute_operator_digest()
+
+
+def test_a_digest_covers_bytes_that_are_not_utf_8() -> None:
+    assert document("# \udc83\n").compute_operator_digest() != document("# \udc84\n").compute_operator_digest()
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
@@ -289,6 +310,7 @@ def test_a_server_line_without_an_address_makes_no_server(line: str) -> None:
     [
         ("defaults\n    balance source\n", True),
         ("defaults\n    balance source\ndefaults\n    mode tcp\n", False),
+        ("defaults a\n    balance source\ndefaults b\n    mode tcp\n", False),
         ("defaults a\n    balance source\ndefaults b from a\n    mode tcp\n", True),
         ("defaults a\n    balance source\ndefaults b from a\n    balance roundrobin\n", False),
         ("", False),
@@ -313,6 +335,20 @@ def test_a_proxy_has_the_balance_of_the_defaults_before_it(defaults: str, hashes
 )
 def test_a_server_without_a_line_is_stray_in_a_proxy_that_lbagent_manages(key: tuple[str, str], stray: bool) -> None:  # noqa: FBT001
     assert is_stray(document(CFG), key) is stray
+
+
+@pytest.mark.parametrize("line", ["# additional-lb-iis-server", WEB1])
+def test_lbagent_manages_a_proxy_with_a_marker_or_a_managed_line(line: str) -> None:
+    assert is_stray(document(f"backend farm\n    {line}\n"), ("farm", "web9")) is True
+
+
+def test_a_server_is_uncertain_in_a_proxy_whose_name_cannot_be_sent() -> None:
+    read = document(f"{CFG}backend 'a$b'\n    {WEB1}\n    {COMMENT}\n")
+
+    assert (read.managed_servers, list_uncertain_servers(read)) == (
+        {("farm", "web1"): WEB1},
+        {("a$b", "web1"): WEB1},
+    )
 
 
 def test_the_paused_servers_follow_the_changes_of_a_plan() -> None:
@@ -365,7 +401,14 @@ def test_a_change_of_a_plan_names_proxy_and_server(change: str, key: tuple[str, 
 
 @pytest.mark.parametrize(
     ("text", "endpoint"),
-    [(WEB1, "10.0.0.1:80"), ("server web1 [fd00::1]:80", "[fd00::1]:80"), (COMMENT, ""), ("server web1", "")],
+    [
+        (WEB1, "10.0.0.1:80"),
+        ("server web1 [fd00::1]:80", "[fd00::1]:80"),
+        (COMMENT, ""),
+        ("server web1", ""),
+        ("server", ""),
+        ("", ""),
+    ],
 )
 def test_a_comment_has_no_endpoint(text: str, endpoint: str) -> None:
     assert find_endpoint(text) == endpoint
@@ -435,6 +478,58 @@ def test_no_line_of_a_section_without_servers_is_managed(before: str, why: str) 
     assert read.damaged == [(at, WEB1, why), (at + 1, COMMENT, why)]
     assert read.misplaced == [(at + 2, why)]
     assert list(read.managed_servers) == ([("farm", "web1")] if "farm" in before else [])
+
+
+@pytest.mark.parametrize(
+    ("written", "endpoint"),
+    [
+        ("10.0.0.1:80", "10.0.0.1:80"),
+        ("ipv4@10.0.0.1:80", "10.0.0.1:80"),
+        ("ipv6@[FD00::1]:80", "[fd00::1]:80"),
+        ("fd00::1:80", "[fd00::1]:80"),
+        ("127.11:80", "127.0.0.11:80"),
+        ("0x7f00000b:80", "127.0.0.11:80"),
+        ("1.2.3.999:80", "1.2.3.999:80"),
+        ("X10.0.0.1:80", "X10.0.0.1:80"),
+        ("web.example.com:80", "web.example.com:80"),
+        ("'10.1 x:80'", "10.1 x:80"),
+    ],
+)
+def test_an_operators_address_is_read_as_haproxy_reads_it(written: str, endpoint: str) -> None:
+    [proxy] = document(f"backend farm\n    server a {written} check\n").proxies
+
+    assert [one.endpoint for one in proxy.operator_servers] == [endpoint]
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [("id 5", 5), ("check id 5 weight 1", 5), ("check id", None), ("id x", None), ("cookie id", None), ("", None)],
+)
+def test_an_operators_line_may_have_an_id(options: str, number: int | None) -> None:
+    [proxy] = document(f"backend farm\n    server id 10.0.0.1:80 {options}\n").proxies
+
+    assert [one.id for one in proxy.operator_servers] == [number]
+
+
+@pytest.mark.parametrize(
+    ("text", "markers"),
+    [
+        ("backend farm\n  # additional-lb-iis-server\n", [Marker(1, "lb-iis", "  ", "")]),
+        ("backend farm\n\t# additional-lb-iis-server\r\n", [Marker(1, "lb-iis", "\t", "\r")]),
+        ("backend farm\r\n# additional-lb-iis-server", [Marker(1, "lb-iis", "", "\r")]),
+        ("backend farm\n# additional-lb iis-server\n", []),
+        ("backend farm\n# additional_lb_iis_server\n", []),
+    ],
+)
+def test_a_marker_has_indentation_and_line_ending(text: str, markers: list[Marker]) -> None:
+    read = document(text)
+
+    assert (read.proxies[0].markers, read.near_markers) == (markers, [] if markers else [1])
+
+
+@pytest.mark.parametrize(("line", "blanks"), [(" \t a b", " \t "), ("a b", ""), ("X a", ""), ("  ", "  ")])
+def test_indentation_is_blanks_and_tabs(line: str, blanks: str) -> None:
+    assert find_indentation(line) == blanks
 
 
 def test_a_line_without_a_similar_comment_is_not_damaged() -> None:
