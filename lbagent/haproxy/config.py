@@ -460,7 +460,7 @@ class Document:
         self._skeleton.append(at)
         words, sure = found
         self.is_conditional = (
-            self.is_conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
+            self.is_conditional or words[0] not in SECTIONS or (not sure and any("$" in word for word in words[:2]))
         )
         place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
@@ -479,12 +479,10 @@ class Document:
 
     def _read_comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
         if text.startswith(PAUSED):
-            if not is_paused_comment(text):
-                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
-            elif proxy.kind in SERVERS:
+            if is_paused_comment(text) and proxy.kind in SERVERS:
                 proxy.managed.append(ManagedLine(at, len(proxy.markers), text))
             else:
-                self._add_damaged(proxy, at, text, "")
+                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
         elif (
             text.startswith(_MARKER_ENDS[0])
             and text.endswith(_MARKER_ENDS[1])

@@ -381,6 +381,8 @@ def test_the_servers_after_a_change_are_predicted() -> None:
     assert predict_servers(document(f".if 1\n.endif\n{CFG}"), [f".if 1\n.endif\n{after}"], changed) == {
         ("farm", "web3"): web3
     }
+    removed = CFG.replace(f"    {WEB1}\n", "")
+    assert predict_servers(document(CFG), [removed], ((), (f"backend farm: {WEB1}",))) == {}
     assert predict_servers(document(CFG), [CFG], ((), ())) == {("farm", "web1"): WEB1}
 
 
@@ -530,6 +532,18 @@ def test_a_marker_has_indentation_and_line_ending(text: str, markers: list[Marke
 @pytest.mark.parametrize(("line", "blanks"), [(" \t a b", " \t "), ("a b", ""), ("X a", ""), ("  ", "  ")])
 def test_indentation_is_blanks_and_tabs(line: str, blanks: str) -> None:
     assert find_indentation(line) == blanks
+
+
+@pytest.mark.parametrize(("name", "role"), [("X1", "webX"), (f"{'n' * 63}.{'s' * 63}", "web"), ("web1.iis", "a.b-c_d")])
+def test_a_managed_line_has_name_address_and_role(name: str, role: str) -> None:
+    comment = f"# lbagent paused {name[:63]} fd00::1 role={role}"
+    read = document(f"backend farm\n  server {name} [fd00::1]:80 check # lbagent role={role}\n{comment}\n")
+    [line, paused] = read.proxies[0].managed
+
+    assert (line.name, line.endpoint, line.address, line.role) == (name, "[fd00::1]:80", "fd00::1", role)
+    assert (paused.name, paused.endpoint, paused.address, paused.role) == (name[:63], "", "fd00::1", role)
+    assert [one.is_paused for one in (line, paused)] == [False, True]
+    assert read.damaged == []
 
 
 def test_a_line_without_a_similar_comment_is_not_damaged() -> None:
