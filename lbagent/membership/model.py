@@ -245,7 +245,7 @@ class MemberEdits(Mapping[str, Member]):
         yield from (name for name, member in self._edits.items() if member is not None)
 
     def __len__(self) -> int:
-        return len([*self])
+        return sum(1 for _ in self)
 
     def special(self) -> list[Member]:
         """Return the members that have more than the fields in the columns, and all edited members."""

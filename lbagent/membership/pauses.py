@@ -94,10 +94,8 @@ class Clocks:
         `serf_clocks` holds the LTimes of the Serf agent by clock; empty where it was not asked. In the same cluster the
         agent's LTime is above every LTime that it has delivered.
         """
-        highest = self.highest.get(command.clock, 0)
-        if command.ltime is None or command.ltime > highest:
-            return False
-        return serf_clocks.get(command.clock, highest + 1) <= highest
+        highest, serf_ltime = self.highest.get(command.clock, 0), serf_clocks.get(command.clock)
+        return command.ltime is not None and serf_ltime is not None and max(command.ltime, serf_ltime) <= highest
 
     def restart(self, clock: str) -> None:
         """Forget the LTimes of the earlier cluster."""

@@ -130,7 +130,7 @@ def parse_page(payload: str) -> Page | None:
 
 def is_complete(membership: Membership) -> bool:
     """Return whether all pauses are known from commands, and the other load balancers have sent theirs."""
-    return membership.peers_asked_at > 0 and not any(
+    return bool(membership.peers_asked_at) and not any(
         _has_rebuilt_pause(one) for one in as_table(membership.members).special.values()
     )
 
@@ -225,8 +225,10 @@ def _add_missing_node(
     )
     address = report.addresses[0] if report.addresses else ""
     if report.seen and (is_paused or last + FORGET_AFTER > now):
-        commands = known.last_commands if known else {}
-        draft.take_unknown(report.name, "")
+        commands: CommandsByClock = {}
+        for unknown in draft.take_unknown(report.name, ""):
+            # Its name may be written in another case.
+            commands = pauses.merge_commands(commands, unknown.last_commands)
         member = Member(report.name, address, "", None, LEFT, now if is_paused else min(last, now), None, commands)
         return member if draft.add_member(member) else None
     if known:

@@ -59,7 +59,7 @@ _LEAVE_EVENTS = frozenset({"member-leave", "member-reap"})
 
 def is_confirmation(answer: str) -> bool:
     """Return whether the answer of a load balancer is a confirmation, also one with notes behind it."""
-    return answer.split(",", maxsplit=1)[0] == DONE
+    return answer.partition(",")[0] == DONE
 
 
 class UpdateResult(NamedTuple):
@@ -117,7 +117,7 @@ class MembershipDraft:
         self._unknown_names = {key: one.name for one in unknown for key in (one.name.lower(), one.address) if key}
         self._known_count = len(membership.members) - len(unknown)
         self._replaceable: Iterator[str] | None = None
-        """Names of members that may be removed to make room; listed when the first is needed."""
+        """Names of members that were not tried yet when room was needed; listed when the first is needed."""
         self._rejected: list[str] = []
 
     @property
@@ -161,14 +161,16 @@ class MembershipDraft:
     @property
     def all_warnings(self) -> tuple[str, ...]:
         """All warnings to log, in full sentences."""
+        found = [*self.warnings]
         if self.expired_pauses:
             words = "it ended before it arrived; if it was sent just now, compare the clocks of both hosts"
-            self.warnings.append(f"pause of {_format_names(self.expired_pauses)}: {words}")
-            self.expired_pauses.clear()
-        if not self._rejected:
-            return (*self.warnings,)
-        words = f"not added, as {MEMBERS_LIMIT} members are known; run `lbagent forget` for nodes that no longer exist"
-        return (*self.warnings, f"node {_format_names(self._rejected)}: {words}")
+            found.append(f"pause of {_format_names(self.expired_pauses)}: {words}")
+        if self._rejected:
+            words = (
+                f"not added, as {MEMBERS_LIMIT} members are known; run `lbagent forget` for nodes that no longer exist"
+            )
+            found.append(f"node {_format_names(self._rejected)}: {words}")
+        return tuple(found)
 
     def is_full_of_unknown(self, *, paused: bool) -> bool:
         """Return whether no more unknown nodes can be remembered: paused ones, or resumed ones."""
@@ -192,21 +194,21 @@ class MembershipDraft:
 
     def add_member(self, member: Member) -> bool:
         """Add a new member. A member that is gone makes room where the limit is reached; False where none can."""
-        if self._known_count >= MEMBERS_LIMIT and not self._make_room():
+        if self._known_count < MEMBERS_LIMIT:
+            self._known_count += 1
+        elif not self._make_room():
             self._rejected.append(member.name)
             return False
         self.members.put(member)
-        self._known_count += 1
         return True
 
     def _make_room(self) -> bool:
         if self._replaceable is None:
-            self._replaceable = iter([name for name, one in self.members.items() if not (one.present or one.pause)])
+            self._replaceable = iter([*self.members])
         for name in self._replaceable:
             member = self.members.get(name)
             if member is not None and not (member.present or member.pause):
                 self.members.remove(name)
-                self._known_count -= 1
                 return True
         return False
 
@@ -230,8 +232,7 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
         return _add_member(draft, line, status, now)
     changed = known.changed if known.status == status else now
     commands = pauses.fill_addresses(known.last_commands, line.address)
-    is_moved = bool(commands) and line.address != known.address
-    draft.hosts_changed = draft.hosts_changed or is_moved or commands is not known.last_commands
+    draft.hosts_changed = draft.hosts_changed or line.address != known.address
     tags = line.tags
     if not event.exact and known.tags and fold_tags_as_stdin(known.tags) == line.tags:
         tags = dict(known.tags)  # equal as stdin shows them: keep the exact tags of the last sync
@@ -251,7 +252,7 @@ def _apply_member_line(draft: MembershipDraft, event: MemberEvent, line: MemberL
 def _add_member(draft: MembershipDraft, line: MemberLine, status: str, now: int) -> bool:
     member = Member(line.name, line.address, line.role, line.tags, status, now)
     for unknown in draft.take_unknown(line.name, line.address):
-        known = pauses.fill_addresses(unknown.last_commands, unknown.address or line.address)
+        known = pauses.fill_addresses(unknown.last_commands, line.address)
         member = member._replace(
             pause=member.pause or unknown.pause, last_commands=pauses.merge_commands(member.last_commands, known)
         )

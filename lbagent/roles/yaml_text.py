@@ -74,8 +74,8 @@ class _SyntaxError:
     """libyaml's words, such as `expected ',' or ']', but got '<stream end>'`."""
     context: str
     """What was being parsed, such as `while parsing a flow sequence`."""
-    begin: tuple[int, int] | None
-    """Line and column where the construct in `context` begins; None if there is no context."""
+    begin: tuple[int, int]
+    """Line and column where the construct in `context` begins; those of the error without a context."""
 
     @property
     def text(self) -> str:
@@ -85,7 +85,7 @@ class _SyntaxError:
     @property
     def above(self) -> list[int]:
         """The lines above the error that are neither empty nor a comment, the nearest first."""
-        return [at for at in range(self.line - 1, -1, -1) if self.lines[at].lstrip()[:1] not in ("", "#")]
+        return [at for at in reversed(range(self.line)) if self.lines[at].lstrip()[:1] not in ("", "#")]
 
     @property
     def near(self) -> list[int]:
@@ -159,7 +159,7 @@ def _repair_text(text: str, error: yaml.MarkedYAMLError, judge: Judge) -> tuple[
         found += [
             replace(one, path=_find_key_path(lines, one.line - 1)) if repair.in_key else one for one in repair.mistakes
         ]
-        if best.error is None or _find_position(best.error) <= _find_position(error):
+        if best.error is None or _find_position(best.error.problem_mark) <= _find_position(error.problem_mark):
             return best.root, found
         text, error = best.text, best.error
     return None, found
@@ -169,15 +169,15 @@ def _try_repair(text: str, judge: Judge) -> _Attempt:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        return _Attempt(text, None, error, (_find_position(error)[0], 0))
+        return _Attempt(text, None, error, (_find_position(error.problem_mark)[0], 0))
     except (yaml.YAMLError, RecursionError):  # another kind of mistake, such as a control character
         return _Attempt(text, None, None, (0, 0))
     return _Attempt(text, root, None, (math.inf, -judge(root) if root else 0))
 
 
-def _find_position(error: yaml.MarkedYAMLError) -> tuple[int, int]:
-    mark: yaml.Mark = error.problem_mark  # type: ignore[assignment]  # every parser's error has one
-    return mark.line, mark.column
+def _find_position(mark: yaml.Mark | None) -> tuple[int, int]:
+    """Return line and column, counted from 0. Every error of a parser has a mark."""
+    return mark.line, mark.column  # type: ignore[union-attr]
 
 
 def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
@@ -193,13 +193,12 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
 
 def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
     """Find the mistake behind a syntax error. Only lines up to the error are reliably parsed."""
-    begin = error.context_mark
     found = _SyntaxError(
         text.split("\n"),
-        *_find_position(error),
+        *_find_position(error.problem_mark),
         str(error.problem),
         str(error.context),
-        (begin.line, begin.column) if begin else None,
+        _find_position(error.context_mark or error.problem_mark),
     )
     repairs = (diagnose(found) for diagnose in _DIAGNOSES)
     unknown = _Repair([Mistake(found.line + 1, found.column + 1, "", f"invalid YAML: {error.problem}", "")], [text])
@@ -255,13 +254,13 @@ def _find_value(pattern: re.Pattern[str], error: _SyntaxError) -> tuple[int, str
 
 
 def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
-    if error.begin is None or "quoted scalar" not in error.context:
+    if "quoted scalar" not in error.context:
         return None
     at, column = error.begin
     line = error.lines[at].rstrip()
     if not error.mentions("end of stream", "document"):
         return _diagnose_escape(error)
-    quote = line[column : column + 1]
+    quote = line[column]
     mistake = Mistake(at + 1, column + 1, "", "the quote is not closed", f"add {quote}")
     inner = line.rstrip("]},")
     return _Repair(
@@ -280,19 +279,18 @@ def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
     kind = next((kind for kind in _CLOSERS if error.context.endswith(f"flow {kind}")), None)
     if kind is None:
         return _diagnose_open_end(error)
-    if error.begin is None:
-        return None
     name, closer = _CLOSERS[kind]
     at, begin = error.begin
-    line = error.lines[at]
-    rest = line[error.column :]
-    if at == error.line and rest.strip() and rest[0] not in "]}":
-        mistake = Mistake(at + 1, error.column + 1, "", f"a comma is missing in the {name}", "add it")
-        return _Repair([mistake], [error.replace_line(at, f"{line[: error.column].rstrip()}, {rest}")])
-    whole = line.rstrip()
-    closed = [whole.rstrip(",") + closer, whole[:-1] + closer + whole[-1:], whole[:-1] + closer]
+    line = error.lines[at].rstrip()
+    end = error.column if at == error.line else len(line)
+    if end < len(line) and line[end] not in "]}":
+        # `{port: 80 options: check}` is reported at the second colon.
+        start = (line.rfind(" ", begin, end) + 1 or end) if line[end] == ":" else end
+        mistake = Mistake(at + 1, start + 1, "", f"a comma is missing in the {name}", "add it")
+        return _Repair([mistake], [error.replace_line(at, f"{line[:start].rstrip()}, {line[start:]}")])
     mistake = Mistake(at + 1, begin + 1, "", f"the {name} is not closed", f"add {closer}")
-    return _Repair([mistake], [error.replace_line(at, text) for text in closed])
+    rests = (line[end:], line[end + 1 :])
+    return _Repair([mistake], [error.replace_line(at, line[:end] + closer + rest) for rest in rests])
 
 
 def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
@@ -330,12 +328,19 @@ def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
     return _Repair([mistake], [error.replace_line(error.line, "")], in_key=False)
 
 
-def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
-    if not error.mentions("expected ':'", "mapping values"):
+def _diagnose_duplicate_anchor(error: _SyntaxError) -> _Repair | None:
+    if "duplicate anchor" not in error.context:
         return None
+    fix = f"rename one, the first is in line {error.begin[0] + 1}"
+    text = f"{error.text[: error.column + 1]}_{error.text[error.column + 1 :]}"
+    mistake = Mistake(error.line + 1, error.column + 1, "", "duplicate anchor", fix)
+    return _Repair([mistake], [error.replace_line(error.line, text)])
+
+
+def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
     # The error is reported at the next key, once the line before turns out not to be one.
     for at in error.near:
-        if found := _NO_SPACE.match(error.lines[at]):
+        if (found := _NO_SPACE.match(error.lines[at])) and (at == error.line or ": " not in found["value"]):
             before, value = found["before"], found["value"]
             text = error.replace_line(at, f"{before} {value}")
             fix = f"write {before.strip()} {value.strip()}"
@@ -378,9 +383,9 @@ def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
     if not found:
         return None
     right = f"{found[1]}: {found[2] or ''}".rstrip()
-    text = error.replace_line(at, line.replace(line.strip(), right, 1))
-    column = len(line) - len(line.lstrip()) + 1
-    return _Repair([Mistake(at + 1, column, "", "missing ':' after the key", f"write {right}")], [text])
+    indent = _measure_indent(line)
+    text = error.replace_line(at, " " * indent + right)
+    return _Repair([Mistake(at + 1, indent + 1, "", "missing ':' after the key", f"write {right}")], [text])
 
 
 def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
@@ -414,8 +419,8 @@ def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
     keys: list[str] = []
     indent: int | None = None
-    for number in range(at, -1, -1):
-        found = _KEY.match(lines[number])
+    for line in reversed(lines[: at + 1]):
+        found = _KEY.match(line)
         if found and (indent is None or len(found["indent"]) < indent):
             indent = len(found["indent"])
             keys.append(found["key"])
@@ -429,6 +434,7 @@ _DIAGNOSES = (
     _diagnose_unclosed_bracket,
     _diagnose_unmatched_closer,
     _diagnose_second_document,
+    _diagnose_duplicate_anchor,
     _diagnose_bad_start,
     _diagnose_missing_space,
     _diagnose_missing_colon,
@@ -542,12 +548,12 @@ class Reader:
         self.note(key, path, "unknown key", fix)
 
 
-def find_unquoted_placeholder(node: yaml.Node) -> str:
-    """Return the placeholders that YAML read as a mapping, because they lack quotes; empty if it is not that."""
+def find_unquoted_placeholder(node: yaml.Node) -> str | None:
+    """Return the placeholders that YAML read as a mapping, because they lack quotes; None if it is not that."""
     if not isinstance(node, yaml.MappingNode) or not node.flow_style or not node.value:
-        return ""
-    if any(not isinstance(key, yaml.ScalarNode) or value.value not in ("", None) for key, value in node.value):
-        return ""
+        return None
+    if any(not isinstance(key, yaml.ScalarNode) or value.value != "" for key, value in node.value):
+        return None
     return "{" + ", ".join(str(key.value) for key, _ in node.value) + "}"
 
 
@@ -557,7 +563,7 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     plain = _normalize(word)
     if plain in candidates:
         return candidates[plain]
-    close = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    close = difflib.get_close_matches(plain, candidates, cutoff=0.75)
     if close:
         return candidates[close[0]]
     starts = [one for one in candidates if len(plain) >= 3 and (one.startswith(plain) or plain.startswith(one))]  # noqa: PLR2004

@@ -11,9 +11,11 @@ from lbagent.membership.model import (
     FAILED,
     LEFT,
     UNKNOWN,
+    MemberEdits,
     Membership,
     Pause,
     Quarantine,
+    as_table,
     count_paused,
     count_quarantined,
     count_statuses,
@@ -38,6 +40,21 @@ def test_alive_and_failed_members_are_present(status: str, present: bool) -> Non
     assert member("web01", status=status).present is present
 
 
+@pytest.mark.parametrize(("status", "elsewhere"), [(ALIVE, ()), (FAILED, ()), (LEFT, ("10.0.0.7", "10.0.0.8"))])
+def test_the_pause_of_a_node_that_is_gone_applies_to_all_its_addresses(status: str, elsewhere: tuple[str, ...]) -> None:
+    one = member("web01", status=status)._replace(elsewhere=("10.0.0.7", "10.0.0.8", "10.0.0.1"))
+
+    assert one.addresses == ("10.0.0.1", *elsewhere)
+
+
+def test_a_member_that_was_removed_is_not_among_the_edits() -> None:
+    edits = MemberEdits(as_table(membership_of(member("web01"), member("web02", "10.0.0.2")).members))
+
+    edits.remove("web01")
+
+    assert ("web01" in edits, "web02" in edits, len(edits)) == (False, True, 1)
+
+
 def test_a_name_is_found_exactly() -> None:
     membership = membership_of(member("web01"), member("WEB01", "10.0.0.2"))
 
@@ -46,6 +63,12 @@ def test_a_name_is_found_exactly() -> None:
 
 def test_a_name_is_found_in_any_case() -> None:
     membership = membership_of(member("vm"), member("vm2", "10.0.0.2"))
+
+    assert search_member(membership, "VM") == membership.members["vm"]
+
+
+def test_a_member_that_left_comes_before_a_name_that_is_known_from_a_command_only() -> None:
+    membership = membership_of(member("Vm", status=UNKNOWN), member("vm", status=LEFT))
 
     assert search_member(membership, "VM") == membership.members["vm"]
 
@@ -136,9 +159,9 @@ def test_only_present_members_count_as_paused_and_have_a_start() -> None:
 
 
 def test_quarantined_members_are_counted() -> None:
-    held = member("a", quarantine=Quarantine(NOW, "x", "key"))
+    held, tagged = member("a", quarantine=Quarantine(NOW, "x", "key")), member("b", tags={"x": "y"})
 
-    assert count_quarantined(membership_of(held, member("b", tags={"x": "y"}), member("c"))) == 1
+    assert count_quarantined(membership_of(held, tagged, tagged._replace(name="c"), member("d"))) == 1
 
 
 def test_a_pause_without_an_end_never_expires() -> None:
@@ -147,11 +170,18 @@ def test_a_pause_without_an_end_never_expires() -> None:
     assert drop_expired_of(membership, NOW + 1000 * 24 * HOUR) == membership
 
 
-@pytest.mark.parametrize(("at", "held"), [(NOW + 599, True), (NOW + 600, False)])
+@pytest.mark.parametrize(("at", "held"), [(NOW - 1, False), (NOW, True), (NOW + 599, True), (NOW + 600, False)])
 def test_a_quarantine_expires_after_ten_minutes(at: int, held: bool) -> None:  # noqa: FBT001
     membership = membership_of(member("web01", quarantine=Quarantine(NOW, "refused", "key")))
 
     assert (drop_expired_of(membership, at).members["web01"].quarantine is not None) is held
+
+
+def test_removals_that_were_not_requested_count_for_an_hour() -> None:
+    nodes = {"past": NOW - HOUR, "first": NOW - HOUR + 1, "last": NOW, "future": NOW + 1}
+    membership = Membership(removals={"lb-iis": nodes, "lb-old": {"past": NOW - HOUR}})
+
+    assert drop_expired_of(membership, NOW).removals == {"lb-iis": {"first": NOW - HOUR + 1, "last": NOW}}
 
 
 @pytest.mark.parametrize("status", [LEFT, UNKNOWN])

@@ -6,7 +6,9 @@ import pytest
 
 from lbagent.membership.model import LEGACY_DIGEST, LastCommands, Member, Pause, PauseCommand
 from lbagent.membership.pauses import (
+    Clocks,
     RequestedPause,
+    fill_addresses,
     find_last_activity,
     find_requested_pause,
     may_contain_replay,
@@ -15,7 +17,7 @@ from lbagent.membership.pauses import (
     restart_clock,
     resume_hosts,
 )
-from lbagent.serf.events import parse_event
+from lbagent.serf.events import Command, parse_event
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import (
     NOW,
@@ -74,6 +76,19 @@ def test_a_command_without_a_digest_is_replaced_by_the_command_itself() -> None:
     assert merge_clock(legacy, legacy) == legacy
 
 
+def test_of_commands_without_a_digest_a_pause_is_kept() -> None:
+    pause, resume = (LastCommands(5, (one._replace(digest=LEGACY_DIGEST),)) for one in (PAUSE, RESUME))
+
+    assert merge_clock(pause, resume) == merge_clock(resume, pause) == pause
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.9"])
+def test_commands_with_an_address_are_kept_as_they_are(address: str) -> None:
+    known = {"user": LastCommands(5, (PAUSE,)), "query": LastCommands(3, (RESUME,))}
+
+    assert fill_addresses(known, address) is known
+
+
 def test_at_most_four_addresses_are_kept() -> None:
     assert merge_addresses(["10.0.0.5", "", "10.0.0.1"], ["10.0.0.1", *(f"10.0.0.{n}" for n in (2, 3, 4))]) == (
         "10.0.0.1",
@@ -110,6 +125,30 @@ def test_of_several_pauses_with_one_ltime_the_longest_is_in_effect_from_the_firs
     assert requested == RequestedPause(7, until, frozenset("ab"))
 
 
+@pytest.mark.parametrize(
+    ("ltime", "pause_after", "resume_after", "paused"),
+    [
+        (7, (), (("user", 7),), False),
+        (7, (("query", 3),), (("user", 7),), True),
+        (1, (), (), True),
+        (7, (("query", 3),), (), True),
+    ],
+)
+def test_a_third_command_without_an_order_does_not_change_which_of_two_is_in_effect(
+    ltime: int,
+    pause_after: tuple[tuple[str, int], ...],
+    resume_after: tuple[tuple[str, int], ...],
+    paused: bool,  # noqa: FBT001
+) -> None:
+    known = {
+        "user": LastCommands(ltime, (PAUSE._replace(after=pause_after),)),
+        "query": LastCommands(3, (RESUME._replace(after=resume_after),)),
+        "typed@lb01": LastCommands(9, (RESUME,)),
+    }
+
+    assert bool(find_requested_pause(known)) is paused
+
+
 def test_a_command_overrules_what_was_known_when_it_arrived() -> None:
     pause = LastCommands(7, (PAUSE,))
 
@@ -124,14 +163,15 @@ def test_a_command_overrules_what_was_known_when_it_arrived() -> None:
 # --- replays of pauses with a length --------------------------------------------------------------------------------
 
 
-def test_a_late_replay_of_a_pause_ends_when_the_pause_would_have_ended() -> None:
+@pytest.mark.parametrize(("ltime", "end"), [(9, NOW + HOUR), (5, NOW + HOUR // 2 + HOUR)])
+def test_a_late_replay_of_a_pause_ends_when_the_pause_would_have_ended(ltime: int, end: int) -> None:
     members = membership_of(member("web01"), member("web02", "10.0.0.2"))
-    later = command_event("pause", "web02", 9)
+    later = command_event("pause", "web02", ltime)
 
     membership = updated_membership(members, later, command_event("pause", "web01 for=1h", 5, at=NOW + HOUR // 2))
 
-    assert membership.marks == ((9, NOW),)
-    assert membership.members["web01"].pause == Pause(NOW + HOUR // 2, "user event", "", NOW + HOUR)
+    assert membership.marks == ((ltime, NOW),)
+    assert membership.members["web01"].pause == Pause(NOW + HOUR // 2, "user event", "", end)
 
 
 @pytest.mark.parametrize("clock", ["query", "typed"])
@@ -211,14 +251,42 @@ def test_a_new_cluster_forgets_when_user_events_arrived_in_the_earlier_one(
     assert (paused_names(after), after.clocks, after.marks) == ([], {"user": 50, "query": 50, clock: 2}, marks)
 
 
+@pytest.mark.parametrize(
+    ("highest", "ltime", "serf_ltime", "is_new"),
+    [
+        (50, 50, 50, True),
+        (50, 2, 3, True),
+        (50, 2, 51, False),
+        (50, 51, 3, False),
+        (50, 2, None, False),
+        (50, None, 3, False),
+        (0, 1, 1, False),
+    ],
+)
+def test_a_cluster_is_new_where_neither_command_nor_agent_has_a_higher_ltime_than_known(
+    highest: int,
+    ltime: int | None,
+    serf_ltime: int | None,
+    is_new: bool,  # noqa: FBT001
+) -> None:
+    command = parse_event(command_event("pause", "web01", ltime))
+    assert isinstance(command, Command)
+    clocks = Clocks({"user": highest} if highest else {}, ())
+
+    assert clocks.has_started_over(command, {} if serf_ltime is None else {"user": serf_ltime}) is is_new
+
+
 # --- names of one host -----------------------------------------------------------------------------------------------
 
 
 def test_a_pause_from_haproxy_cfg_ends_where_a_command_for_its_address_is_known() -> None:
     rebuilt = Pause(NOW, "haproxy.cfg")
     old, other = member("old", pause=rebuilt), member("other", "10.0.0.2", pause=rebuilt)
+    nowhere, elsewhere = member("nowhere", "", pause=rebuilt), commanded("new2", 5, RESUME._replace(address=""))
 
-    assert list(resume_hosts([old, other, commanded("new", 5, RESUME)])) == [old._replace(pause=None)]
+    found = list(resume_hosts([nowhere, other, old, elsewhere, commanded("new", 5, RESUME)]))
+
+    assert found == [old._replace(pause=None)]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +296,11 @@ def test_a_later_resume_of_another_name_of_the_host_ends_a_pause(ltime: int, add
     paused = commanded("old", 5, PAUSE, pause=Pause(NOW, "user event"))
     resume = RESUME._replace(address=address, after=(("query", 9),))
 
-    found = list(resume_hosts([paused, commanded("new", ltime, resume)]))
+    found = list(
+        resume_hosts(
+            [member("lone", "10.0.0.9", pause=Pause(NOW, "haproxy.cfg")), paused, commanded("new", ltime, resume)]
+        )
+    )
 
     ended = paused._replace(last_commands={"user": LastCommands(ltime, (resume._replace(after=()),))})
     assert found == ([ended] if ends else [])

@@ -398,6 +398,14 @@ def parse_reports(text: str) -> tuple[PauseReport, ...]:
         (f"web01,sp{NOW},", PauseReport("web01", True, (), {}, Pause(NOW, ""))),
         ("web01,s,", PauseReport("web01", True, (), {})),
         (
+            "web01,s,,typed@/3/0000abcd;p7;5;;",
+            PauseReport("web01", True, (), {"typed@": LastCommands(3, (PauseCommand("0000abcd", True, 7, at=5),))}),
+        ),
+        (
+            "web01,s,,query/3/" + "|".join(f"0000000{number};r;5;;" for number in range(8)),
+            PauseReport("web01", True, (), {"query": LastCommands(3, tuple(PauseCommand(f"0000000{number}", False, at=5) for number in range(8)))}),
+        ),
+        (
             "web01,s,," + ",".join(f"typed@lb{number}/{'9' * 20}/0000abcd;r;{'9' * 11};;" for number in range(16)),
             PauseReport(
                 "web01",
@@ -426,6 +434,8 @@ def test_a_report_is_parsed(text: str, report: PauseReport) -> None:
         "web01,s",
         "web01,sp,",
         "web01,spx,",
+        "web01,sx5,",
+        "web01,s,2001:DB8::5",
         "web01,s,10.0.0.1x",
         "web01,s,010.0.0.1",
         "web01,s,,query/3",
@@ -442,6 +452,7 @@ def test_a_report_is_parsed(text: str, report: PauseReport) -> None:
         "web01,s,,@@user/3/0000abcd;r;5;;",
         "web01,s,,query/3/0000abc;r;5;;",
         "web01,s,,query/3/0000abcg;r;5;;",
+        "web01,s,,query/3/0000abcX;r;5;;",
         "web01,s,,query/3/0000abcd;x;5;;",
         "web01,s,,query/3/0000abcd;;5;;",
         "web01,s,,query/3/0000abcd;r9;5;;",
@@ -485,6 +496,12 @@ def test_a_report_that_is_not_valid_is_left_out_and_the_next_one_is_parsed(text:
                 "web01", False, (), {"user": LastCommands(10**19 - 1, (PauseCommand(LEGACY_DIGEST, pauses=False),))}
             ),
         ),
+        (
+            f"web01,r,0,{'9' * 19},0,",
+            PauseReport(
+                "web01", False, (), {"query": LastCommands(10**19 - 1, (PauseCommand(LEGACY_DIGEST, pauses=False),))}
+            ),
+        ),
         (f"10.0.0.7,p,0,0,{NOW},", PauseReport("10.0.0.7", False, ("10.0.0.7",), {}, Pause(NOW, ""))),
         ("web01,r,0,0,0,", PauseReport("web01", False, (), {})),
     ],
@@ -506,6 +523,12 @@ def test_a_page_may_have_no_report() -> None:
     assert parse_page("pauses=12345678 more=0 v=2 whole=0") == Page("12345678", False, (), 2, False)
 
 
+def test_a_page_with_reports_may_be_complete() -> None:
+    node = PauseReport("web01", True, (), {})
+
+    assert parse_page("pauses=12345678 more=0 v=2 whole=1 web01,s,") == Page("12345678", False, (node,), 2, True)
+
+
 def test_the_digest_is_that_of_the_reports_without_times_of_arrival() -> None:
     membership = hearing(PAUSE)
     [command] = membership.members["web01"].last_commands["user"].commands
@@ -514,6 +537,90 @@ def test_the_digest_is_that_of_the_reports_without_times_of_arrival() -> None:
         digest_reports(membership, NOW)
         == f"{zlib.crc32(f'web01,s,10.0.0.1,user/5/{command.digest};p;0;=;'.encode()):08x}"
     )
+    assert digest_reports(COMMENTED, NOW) == f"{zlib.crc32(b'web01,sp0,10.0.0.1'):08x}"
+
+
+def test_the_digest_for_an_older_version_is_that_of_its_reports() -> None:
+    membership = hearing(PAUSE, command_event("resume", "web02", 7))
+
+    assert (
+        digest_reports(membership, NOW, 1)
+        == f"{zlib.crc32(b'web01 True (5, 0)' + bytes([10]) + b'web02 False (7, 0)'):08x}"
+    )
+
+
+def test_the_request_of_a_page_is_understood_by_an_older_version() -> None:
+    assert peers.REQUEST.format(after="web01") == "pauses after=web01 v=2"
+
+
+def test_a_report_is_formatted_with_all_addresses_and_commands() -> None:
+    commands = (
+        PauseCommand("0000000a", True, NOW + 60, (("query", 3), ("typed@lb01", 5)), "10.0.0.1", NOW),
+        PauseCommand("0000000b", False, None, (), "10.0.0.2", NOW),
+        PauseCommand("0000000c", True, None, (), "", NOW),
+    )
+    known = {"user": LastCommands(5, commands), "@user": LastCommands(9, commands[1:2])}
+    membership = membership_of(member("web01", status=LEFT)._replace(last_commands=known, elsewhere=("10.0.0.2",)))
+
+    text = (
+        f"web01,s,10.0.0.1+10.0.0.2,@user/9/0000000b;r;{NOW};10.0.0.2;"
+        f",user/5/0000000a;p{NOW + 60};{NOW};=;query=3+typed@lb01=5|0000000b;r;{NOW};10.0.0.2;|0000000c;p;{NOW};;"
+    )
+    assert format_page(membership, "", ROOM, NOW).partition(" whole=0 ")[2] == text
+    assert parse_reports(text) == (PauseReport("web01", True, ("10.0.0.1", "10.0.0.2"), known),)
+    assert format_page(membership, "", len(text) + 64, NOW).endswith(f" {text}")
+    assert format_page(membership, "", len(text) + 63, NOW).endswith(
+        f" {text.rpartition('|0000000b')[0]}|0000000c;p;{NOW};;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "pause", "arrival", "reported"),
+    [
+        (ALIVE, {"a": "1"}, None, None, False),
+        (ALIVE, {}, None, NOW - FORGET_AFTER, True),
+        (FAILED, {}, None, NOW - FORGET_AFTER, True),
+        (LEFT, {}, None, NOW - FORGET_AFTER, False),
+        (LEFT, {}, None, NOW - FORGET_AFTER + 1, True),
+        (LEFT, {}, Pause(NOW - 2 * FORGET_AFTER, ""), NOW - 2 * FORGET_AFTER, True),
+        (LEFT, {}, Pause(NOW - 9, "", "", NOW), None, False),
+        (LEFT, {}, Pause(NOW - 9, "", "", NOW + 1), None, True),
+        (LEFT, {}, Pause(NOW - 9, ""), None, True),
+    ],
+)
+def test_a_node_is_reported_while_it_is_paused_or_its_commands_may_be_replayed(
+    status: str,
+    tags: dict[str, str],
+    pause: Pause | None,
+    arrival: int | None,
+    reported: bool,  # noqa: FBT001
+) -> None:
+    known = {} if arrival is None else {"user": LastCommands(5, (COMMAND._replace(until=None, at=arrival),))}
+    membership = membership_of(member("web01", tags=tags, status=status, pause=pause)._replace(last_commands=known))
+
+    assert (" web01," in format_page(membership, "", ROOM, NOW)) is reported
+
+
+def test_a_rebuilt_pause_is_reported_with_its_begin_and_end() -> None:
+    membership = membership_of(member("web01", pause=Pause(NOW, "haproxy.cfg", "", NOW + 60)))
+
+    assert format_page(membership, "", ROOM, NOW).endswith(f" web01,sp{NOW}:{NOW + 60},10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("membership", "complete"),
+    [
+        (membership_of(member("web01", tags={"a": "1"})), True),
+        (hearing(PAUSE), True),
+        (COMMENTED, False),
+    ],
+)
+def test_knowledge_is_complete_once_the_others_have_reported_and_all_pauses_have_commands(
+    membership: Membership,
+    complete: bool,  # noqa: FBT001
+) -> None:
+    assert peers.is_complete(membership._replace(peers_asked_at=NOW)) is complete
+    assert peers.is_complete(membership) is False
 
 
 @pytest.mark.parametrize(
@@ -552,15 +659,18 @@ def test_a_report_that_just_fits_is_on_the_page(version: int) -> None:
     )
 
 
-def test_of_many_commands_a_short_report_has_the_pauses_first() -> None:
+@pytest.mark.parametrize(
+    ("room", "digests"), [(100, ["00000000", "00000006", "00000007"]), (50, ["00000006"]), (40, [])]
+)
+def test_of_many_commands_a_short_report_has_the_pauses_first(room: int, digests: list[str]) -> None:
     commands = [PauseCommand(f"{number:08x}", pauses=number > 5, at=NOW) for number in range(8)]
     membership = membership_of(member("web01")._replace(last_commands={"user": LastCommands(9, tuple(commands))}))
 
-    found = parse_page(format_page(membership, "", 64 + 100, NOW))
+    found = parse_page(format_page(membership, "", 64 + room, NOW))
 
     assert found is not None
     [report] = found.reports
-    assert [one.digest for one in report.last_commands["user"].commands] == ["00000000", "00000006", "00000007"]
+    assert [one.digest for last in report.last_commands.values() for one in last.commands] == digests
 
 
 # --- what a report changes -------------------------------------------------------------------------------------------
@@ -584,13 +694,79 @@ def test_a_pause_of_an_unknown_node_is_a_cause_once() -> None:
     assert done.membership.members["web09"].status == UNKNOWN
 
 
-def test_a_reported_node_takes_over_what_is_known_of_its_name() -> None:
+@pytest.mark.parametrize("name", ["web09", "WEB09"])
+@pytest.mark.parametrize("addresses", [(), ("10.0.0.9",)])
+def test_a_reported_node_takes_over_what_is_known_of_its_name(name: str, addresses: tuple[str, ...]) -> None:
+    unknown = updated_membership(membership_of(), command_event("resume", name, 6))
+
+    [after] = merged(unknown, report("web09", *addresses)).members.values()
+
+    assert (after.name, after.status, after.address) == ("web09", LEFT, "".join(addresses))
+    assert (after.last_commands["user"].ltime, after.pause) == (6, None)
+
+
+def test_an_old_report_of_a_node_adds_its_commands_to_those_of_the_unknown_name() -> None:
+    unknown = updated_membership(membership_of(), command_event("resume", "web09", 6))
+    old = report("web09", pauses=False, at=NOW - FORGET_AFTER)
+
+    [after] = merged(unknown, old._replace(last_commands={"query": old.last_commands["user"]})).members.values()
+
+    assert (after.status, {clock: last.ltime for clock, last in after.last_commands.items()}) == (
+        UNKNOWN,
+        {"query": 5, "user": 6},
+    )
+
+
+def test_an_unknown_node_is_remembered_as_it_is_reported() -> None:
+    [after] = merged(membership_of(), report("web09", pauses=False, seen=False)).members.values()
+
+    assert after._replace(last_commands={}) == Member("web09", "", "", None, UNKNOWN, NOW)
+
+
+def test_an_unknown_node_has_the_address_of_a_report() -> None:
     unknown = updated_membership(membership_of(), command_event("resume", "web09", 6))
 
-    after = merged(unknown, report("web09", "10.0.0.9"))
+    assert merged(unknown, report("web09", "10.0.0.9", seen=False)).members["web09"].address == "10.0.0.9"
 
-    assert [(one.name, one.status, one.address) for one in after.members.values()] == [("web09", LEFT, "10.0.0.9")]
-    assert after.members["web09"].last_commands["user"].ltime == 6
+
+def test_of_two_reports_in_one_page_the_node_comes_before_its_name_in_another_case() -> None:
+    after = merged(membership_of(), report("WEB09", seen=False), report("web09", "10.0.0.9"))
+
+    assert [(one.name, one.status) for one in after.members.values()] == [("web09", LEFT)]
+
+
+def test_a_reported_resume_ends_the_pause_of_the_other_name_of_its_host() -> None:
+    mine = updated_membership(
+        membership_of(member("old", status=LEFT), member("new")), command_event("pause", "old", 4)
+    )
+
+    assert paused_names(merged(mine, report("new", "10.0.0.1", pauses=False))) == []
+
+
+def test_after_a_new_cluster_its_clocks_start_from_0() -> None:
+    assert merged(hearing(command_event("pause", "web01", 500))).clocks == {"user": 0}
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "causes"),
+    [
+        (None, PAUSE, ("sync: web01 is paused on lb02",)),
+        (None, RESUME, ()),
+        (PAUSE, PAUSE, ()),
+        (PAUSE, RESUME, ("sync: web01 was resumed on lb02",)),
+        (command_event("pause", f"web01 until={NOW + 60}", 5), PAUSE, ("sync: web01 is paused on lb02",)),
+        (
+            command_event("pause", f"web01 until={NOW + 60}", 5),
+            command_event("pause", f"web01 until={NOW + 60}", 6),
+            (),
+        ),
+    ],
+)
+def test_only_a_change_of_a_pause_is_a_cause(mine: RawEvent | None, theirs: RawEvent, causes: tuple[str, ...]) -> None:
+    found = parse_page(format_page(hearing(theirs), "", ROOM, NOW))
+    assert found is not None
+
+    assert merge_reports(hearing(*[mine] if mine else []), found.reports, "lb02", CLOCKS, NOW).causes == causes
 
 
 @pytest.mark.parametrize("status", [ALIVE, LEFT])
@@ -607,9 +783,9 @@ def test_only_a_node_that_is_gone_has_the_addresses_of_other_load_balancers(stat
 def test_the_addresses_of_another_name_are_not_those_of_the_node() -> None:
     gone = membership_of(member("web01", pause=Pause(NOW, "query"))._replace(status=LEFT))
 
-    after = merged(gone, report("WEB01", "10.0.0.7", seen=False)).members["web01"]
+    [after] = merged(gone, report("WEB01", "10.0.0.7", seen=False)).members.values()
 
-    assert (after.address, after.elsewhere) == ("10.0.0.1", ())
+    assert (after.name, after.address, after.elsewhere) == ("web01", "10.0.0.1", ())
 
 
 @pytest.mark.parametrize(("now", "known"), [(NOW + FORGET_AFTER - 1, True), (NOW + FORGET_AFTER, False)])
@@ -687,10 +863,16 @@ def test_before_the_first_sync_members_with_the_role_lb_are_the_load_balancers()
     ).members
 
     assert list_current_peers(None, members, ["web"]) == [
-        Peer("lb02", "10.0.0.2", "alive"),
-        Peer("lb03", "10.0.0.3", "failed"),
+        Peer("lb02", "10.0.0.2", "alive", answers=False),
+        Peer("lb03", "10.0.0.3", "failed", answers=False),
     ]
     assert list_current_peers(None, members, ["web", "lb"]) == []
+
+
+def test_a_load_balancer_that_joined_since_the_last_sync_is_listed() -> None:
+    members = membership_of(member("lb02", "10.0.0.2", "lb")).members
+
+    assert list_current_peers(Peers(NOW, "lb"), members, []) == [Peer("lb02", "10.0.0.2", "alive")]
 
 
 @pytest.mark.parametrize(

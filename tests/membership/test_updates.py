@@ -24,7 +24,7 @@ from lbagent.membership.model import (
     PauseCommand,
 )
 from lbagent.membership.pauses import needs_serf_clocks
-from lbagent.membership.updates import apply_events, has_no_serving_member
+from lbagent.membership.updates import apply_events, has_no_serving_member, is_confirmation
 from lbagent.serf.events import parse_event
 from lbagent.serf.raw_event import RawEvent
 from tests.helpers.builders import (
@@ -164,6 +164,7 @@ def test_beyond_20000_members_new_nodes_are_refused_and_known_ones_kept() -> Non
 
     assert list(done.membership.members) == list(full().members)
     assert done.membership.members["n7"].address == "10.0.0.7"
+    assert done.causes == ("member-join n7",)
     assert done.warnings == (
         "node web01: not added, as 20000 members are known; run `lbagent forget` for nodes that no longer exist",
     )
@@ -179,6 +180,26 @@ def test_a_member_that_left_makes_room_unless_it_is_paused() -> None:
     assert "web01" in membership.members
     assert "n0" in membership.members
     assert "n1" not in membership.members
+
+
+@pytest.mark.parametrize(
+    ("known", "added"),
+    [
+        ([], ["web01", "web02", "web03"]),
+        ([member("n0"), member("u0", "", status=UNKNOWN, pause=Pause(NOW, "query"))], ["web01", "web02"]),
+        ([member("n0"), member("n1", status=LEFT)], ["web01", "web02"]),
+        ([member("n0"), member("n1", status=LEFT), member("n2", status=FAILED)], ["web01"]),
+        ([member("n0"), member("n1", status=LEFT), member("n2", status=LEFT)], ["web01", "web02"]),
+    ],
+)
+def test_nodes_are_added_until_the_limit_and_then_replace_those_that_left(
+    known: list[Member], added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbagent.membership.updates.MEMBERS_LIMIT", 3)
+
+    done = update_membership(membership_of(*known), join_event(*(f"web0{at}\t10.0.1.{at}\tweb\t" for at in (1, 2, 3))))
+
+    assert [name for name in done.membership.members if name.startswith("web")] == added
 
 
 # --- pause and resume ---------------------------------------------------------------------------------------------
@@ -212,6 +233,9 @@ def test_every_query_is_answered_with_its_result() -> None:
         command_event("resume", "web02", 4, "query"),
         command_event("pause", "", 5, "query"),
         command_event("pause", "no/name", 6, "query"),
+        command_event("resume", "no/name", 7, "query"),
+        command_event("pause", "2001:db8::5", 8, "query"),
+        command_event("pause", f"/{'x' * 99}", 9, "query"),
     )
 
     assert list(done.answers.values()) == [
@@ -221,7 +245,16 @@ def test_every_query_is_answered_with_its_result() -> None:
         "still paused by its tag",
         "refused: pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
         "refused: invalid node name",
+        "unknown node",
+        "refused: no node has the address 2001:db8::5",
+        "refused: invalid node name",
     ]
+    assert done.warnings == (
+        "pause: invalid payload ''; send NAME [ADDRESS] [ROLE] [for=2h] [reason=…]",
+        "pause of 'no/name': invalid node name",
+        "pause of '2001:db8::5': no node has the address 2001:db8::5",
+        f"pause of '/{'x' * 79}': invalid node name",
+    )
 
 
 def test_a_resume_never_adds_a_member() -> None:
@@ -290,6 +323,90 @@ def test_at_most_a_thousand_pauses_of_unknown_nodes_are_remembered() -> None:
     assert list(done.answers.values()) == ["refused: too many unknown nodes are paused", "unknown node, remembered"]
 
 
+def test_resumes_of_unknown_nodes_leave_room_for_as_many_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbagent.membership.updates.UNKNOWN_LIMIT", 2)
+    resumes = [command_event("resume", f"web0{at}", at) for at in (1, 2)]
+
+    done = update_membership(membership_of(), *resumes, *(command_event("pause", f"web0{at}", at) for at in (3, 4, 5)))
+
+    assert sorted(done.membership.members) == ["web01", "web02", "web03", "web04"]
+
+
+def test_a_resume_is_recorded_for_all_names_of_the_host_that_have_a_pause_or_commands() -> None:
+    before = updated_membership(
+        membership_of(
+            member("paused", status=LEFT),
+            member("resumed", status=LEFT),
+            member("other", tags={"a": "1"}),
+            member("elsewhere", "10.0.0.2"),
+        ),
+        command_event("resume", "resumed", 2, "query"),
+        command_event("pause", "paused", 3, "query"),
+        command_event("pause", "elsewhere", 4, "query"),
+        join_event("new\t10.0.0.1\tweb\t"),
+    )
+
+    after = updated_membership(before, command_event("resume", "new", 6))
+
+    assert paused_names(after) == ["elsewhere"]
+    assert {
+        name: {clock: last.ltime for clock, last in one.last_commands.items()} for name, one in after.members.items()
+    } == {
+        "paused": {"query": 3, "user": 6},
+        "resumed": {"query": 2, "user": 6},
+        "other": {},
+        "elsewhere": {"query": 4},
+        "new": {"user": 6},
+    }
+
+
+def test_a_pause_is_recorded_for_its_own_name_only() -> None:
+    before = updated_membership(
+        membership_of(member("old", status=LEFT), member("new")), command_event("resume", "old", 1)
+    )
+
+    after = updated_membership(before, command_event("pause", "new", 2))
+
+    assert after.members["old"] == before.members["old"]
+    assert paused_names(after) == ["new", "old"]
+
+
+def test_a_late_pause_of_another_name_of_a_host_that_was_resumed_has_no_effect() -> None:
+    before = updated_membership(
+        membership_of(member("old", status=LEFT), member("new")), command_event("resume", "new", 6)
+    )
+
+    assert paused_names(updated_membership(before, command_event("pause", "old", 5))) == []
+
+
+def test_a_late_pause_of_an_unknown_name_of_a_host_that_was_resumed_has_no_effect() -> None:
+    before = updated_membership(
+        membership_of(member("a", status=LEFT)),
+        command_event("resume", "a", 6),
+        join_event("b\t10.0.0.1\tweb\t"),
+        member_event("member-leave", "b\t10.0.0.1\tweb\t"),
+    )
+
+    after = updated_membership(before, command_event("pause", "c 10.0.0.1", 5))
+
+    assert statuses(after) == {"a": LEFT, "b": LEFT, "c": UNKNOWN}
+    assert paused_names(after) == []
+
+
+def test_a_node_that_returns_to_the_address_of_its_pause_has_the_resume_of_its_host() -> None:
+    moved = updated_membership(
+        membership_of(member("old")),
+        command_event("pause", "old", 5),
+        member_event("member-update", "old\t10.0.0.2\tweb\t"),
+        join_event("new\t10.0.0.1\tweb\t"),
+        command_event("resume", "new", 6),
+    )
+
+    after = updated_membership(moved, member_event("member-update", "old\t10.0.0.1\tweb\t"))
+
+    assert (paused_names(moved), paused_names(after)) == (["old"], [])
+
+
 def test_a_resume_ends_the_pause_of_every_member_with_the_address() -> None:
     membership = updated_membership(
         membership_of(paused_member(member("old", status=LEFT)), paused_member(member("new"))),
@@ -341,10 +458,14 @@ def test_an_older_event_is_a_replay() -> None:
     assert paused_names(membership) == []
 
 
-def test_the_same_event_twice_changes_nothing_more() -> None:
-    once = updated_membership(membership_of(member("web01")), command_event("resume", "web01", 6))
+@pytest.mark.parametrize("verb", ["pause", "resume", "lbagent-forget"])
+def test_the_same_event_twice_changes_nothing_more(verb: str) -> None:
+    command = command_event(verb, "web01", 6, "query")
+    once = updated_membership(membership_of(member("web01", status=FAILED)), command)
 
-    assert updated_membership(once, command_event("resume", "web01", 6)) == once
+    done = update_membership(once, command)
+
+    assert (done.membership, done.answers, done.causes) == (once, {"0": "done"}, ())
 
 
 def test_at_an_equal_ltime_pause_wins() -> None:
@@ -488,8 +609,9 @@ def test_a_command_before_its_node_is_known_counts() -> None:
 def test_a_record_is_applied_once() -> None:
     raw = join_event(WEB01)
     membership = Membership({}, {}, frozenset({raw.id}))
+    batch = [(raw, parse_event(raw)), (raw._replace(id="b"), parse_event(join_event(WEB02)))]
 
-    assert apply_events(membership, [(raw, parse_event(raw))], {}).membership == membership
+    assert statuses(apply_events(membership, batch, {}).membership) == {"web02": ALIVE}
 
 
 # --- of all -------------------------------------------------------------------------------------------------------
@@ -558,6 +680,14 @@ def test_a_forgotten_member_has_left_without_a_pause(status: str) -> None:
     [one] = done.membership.members.values()
     assert (one.status, one.changed, one.pause) == (LEFT, NOW + 9, None)
     assert (done.answers, done.causes) == ({"0": "done"}, ("forget web01 by query",))
+
+
+def test_a_forgotten_member_is_not_missed() -> None:
+    before = membership_of(member("web01"), member("web02"))._replace(missed={"web01": NOW, "web02": NOW})
+
+    assert updated_membership(before, command_event("lbagent-forget", "web01 force", 3, "query")).missed == {
+        "web02": NOW
+    }
 
 
 def test_an_alive_member_is_forgotten_only_with_force() -> None:
@@ -672,7 +802,7 @@ def test_nodes_beyond_the_limit_are_reported_in_one_line() -> None:
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "lbagent-forget"])
 def test_an_address_of_two_members_means_none_of_them(verb: str) -> None:
-    before = membership_of(member("web01"), member("WEB-01"))
+    before = membership_of(member("web01"), member("WEB-01"), member("gone", status=LEFT), member("web03", "10.0.0.3"))
 
     done = update_membership(
         before, command_event(verb, "10.0.0.1", 1, "query"), command_event(verb, "web99 10.0.0.1", 2, "query")
@@ -759,14 +889,19 @@ def test_several_unknown_nodes_can_join_in_one_batch() -> None:
     assert paused_names(membership) == ["web01", "web02"]
 
 
-def test_many_names_in_another_case_are_cut_in_the_answer() -> None:
-    before = membership_of(*(member(name) for name in ("web1", "Web1", "wEb1", "weB1")))
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["web1", "Web1", "wEb1"], "3 nodes have this name in another case: Web1, wEb1, web1"),
+        (["web1", "Web1", "wEb1", "weB1"], "4 nodes have this name in another case: Web1, wEb1, weB1, …"),
+    ],
+)
+def test_more_than_three_names_in_another_case_are_cut_in_the_answer(names: list[str], words: str) -> None:
+    before = membership_of(*map(member, names))
 
     done = update_membership(before, command_event("pause", "WEB1", 1, "query"))
 
-    assert done.answers == {
-        "0": "refused: 4 nodes have this name in another case: Web1, wEb1, weB1, …; use the exact name"
-    }
+    assert done.answers == {"0": f"refused: {words}; use the exact name"}
 
 
 def test_a_node_whose_address_becomes_known_has_the_resume_of_its_other_name() -> None:
@@ -778,6 +913,51 @@ def test_a_node_whose_address_becomes_known_has_the_resume_of_its_other_name() -
 
     assert paused_names(before) == ["old"]
     assert paused_names(after) == []
+
+
+@pytest.mark.parametrize(("until", "paused"), [(NOW, []), (NOW + 1, ["new", "old"])])
+def test_the_resume_of_another_name_leaves_a_pause_on_another_clock_until_its_end(
+    until: int, paused: list[str]
+) -> None:
+    commands = {
+        "user": LastCommands(5, (PauseCommand("a", pauses=True, at=NOW - 9),)),
+        "query": LastCommands(3, (PauseCommand("b", pauses=True, until=until, at=NOW - 9),)),
+    }
+    old = member("old", "", status=LEFT, pause=Pause(NOW - 9, "query"))._replace(last_commands=commands)
+    before = updated_membership(membership_of(old, member("new")), command_event("resume", "new", 6))
+
+    assert paused_names(updated_membership(before, join_event("old\t10.0.0.1\tweb\t"))) == paused
+
+
+def test_an_unknown_node_that_joins_has_the_resume_of_its_other_name() -> None:
+    before = updated_membership(
+        membership_of(member("new")), command_event("resume", "new", 6), command_event("pause", "old", 5)
+    )
+
+    after = updated_membership(before, join_event("old\t10.0.0.1\tweb\t"))
+
+    assert (paused_names(before), paused_names(after)) == (["old"], [])
+
+
+def test_what_is_remembered_of_an_unknown_node() -> None:
+    after = updated_membership(membership_of(), command_event("resume", "web09 10.0.0.9", 6)).members["web09"]
+
+    assert after._replace(last_commands={}) == Member("web09", "10.0.0.9", "", None, UNKNOWN, NOW)
+
+
+@pytest.mark.parametrize(
+    ("answer", "confirms"),
+    [
+        ("done", True),
+        ("done, no other server of iis serves", True),
+        ("done, a, b", True),
+        ("queued", False),
+        ("done1", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_begins_with_done_is_a_confirmation(answer: str, confirms: bool) -> None:  # noqa: FBT001
+    assert is_confirmation(answer) is confirms
 
 
 @pytest.mark.parametrize(

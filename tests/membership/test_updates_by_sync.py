@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from pytest_mock import MockerFixture
 
+from lbagent.membership import updates
 from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership, Pause
 from lbagent.membership.updates import CONFIRM_AFTER, UpdateResult, lists_no_known_role, merge_member_list
 from lbagent.serf.member_list import ListedMember, MemberList
@@ -79,6 +81,27 @@ def test_role_address_and_tags_follow_the_list() -> None:
     assert membership.members["web01"] == member("web01", "10.0.0.7", "db", {"port": "81,x=y"})
 
 
+def test_changed_tags_alone_are_a_change() -> None:
+    assert synced(membership_of(member("web01")), listed("web01", port="81")) == membership_of(
+        member("web01", tags={"port": "81"})
+    )
+
+
+def test_a_listed_node_is_only_where_it_is_listed() -> None:
+    before = membership_of(member("web01", tags={"a": "1"})._replace(elsewhere=("10.0.0.7",)))
+
+    assert synced(before, listed("web01", a="1")) == membership_of(member("web01", tags={"a": "1"}))
+
+
+def test_no_event_is_made_of_a_member_that_is_known_as_it_is_listed(mocker: MockerFixture) -> None:
+    lines = mocker.spy(updates, "MemberLine")
+    before = membership_of(member("web01"), member("web02", tags={"a": "1"}), member("web03", status=FAILED))
+
+    done(before, listed("web01"), listed("web02", a="1"), listed("web03", "failed"))
+
+    assert [call.args[0] for call in lines.call_args_list] == ["web03"]
+
+
 def test_the_tags_of_the_list_are_exact() -> None:
     membership = synced(membership_of(member("web01", tags={"a": "1,b=2"})), listed("web01", a="1", b="2"))
 
@@ -119,7 +142,7 @@ def test_a_member_missing_from_one_list_stays() -> None:
     assert membership.missed == {"web02": NOW}
 
 
-@pytest.mark.parametrize(("later", "status"), [(CONFIRM_AFTER - 1, ALIVE), (CONFIRM_AFTER, LOST), (86400, LOST)])
+@pytest.mark.parametrize(("later", "status"), [(29, ALIVE), (30, LOST), (86400, LOST)])
 def test_a_member_missing_from_two_lists_30_s_apart_is_lost(later: int, status: str) -> None:
     once = synced(membership_of(member("web01"), member("web02", "10.0.0.2")), listed("web01"))
 

@@ -256,6 +256,7 @@ def test_an_ambiguous_marker_is_reported_at_its_section() -> None:
         (b"roles:\n  web: \x07\n", ":2:8: contains a control character; remove it"),
         (b"\x7fELF\x02\x01\x01\0\0\0\0\0", ":1:1: contains a control character; remove it"),
         (b"\0" * 100, ":1:1: contains a control character; remove it"),
+        (b"\n\x07", ":2:1: contains a control character; remove it"),
     ],
 )
 def test_bytes_that_are_not_text_are_refused(content: bytes, words: str) -> None:

@@ -27,6 +27,7 @@ BEYOND = (
     "could mean",
     "is not a network",
     "did you mean networks",
+    "did you mean on_failed",
     "together with services",
 )
 """What takes a comparison of several values, or a reading of one, that no schema can make."""

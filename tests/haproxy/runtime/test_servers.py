@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,9 @@ from lbagent.haproxy.runtime import capabilities, session, state
 from lbagent.haproxy.runtime.capabilities import Capabilities, NeedsReload, find_capabilities, find_inherited
 from lbagent.haproxy.runtime.servers import Join, KnownServers, ServerChanges
 from lbagent.haproxy.server_line import drain_line
+from lbagent.run.rollout import RuntimeChanges
+from lbagent.settings import Paths
+from lbagent.state.store import Store
 from tests.helpers.builders import POISON, dedent
 
 WEB1 = "server web1 10.0.0.1:80 check inter 2s # lbagent role=web"
@@ -624,6 +629,20 @@ def test_only_a_server_that_can_be_added_again_may_be_deleted(line: str, expecte
 
     assert found.can_return(("lb", "web1"), WEB1) is expected
     assert found.can_return(("lb", "web1"), "") is without_line
+
+
+@pytest.mark.parametrize(("count", "expected"), [(99, False), (100, True)])
+def test_a_hundred_servers_left_in_maintenance_are_cleared_by_a_reload(
+    count: int,
+    expected: bool,  # noqa: FBT001  # a case
+    tmp_path: Path,
+) -> None:
+    left, worker = {("lb", f"web{number}"): WEB1 for number in range(count)}, session.Worker(1, 2)
+    talk = session.Session("/socket", worker, 1000)
+
+    changes = RuntimeChanges(Store(Paths(str(tmp_path))), worker, talk, table("2.6"), left, in_sync=True)
+
+    assert changes.has_too_many_in_maintenance is expected
 
 
 @pytest.mark.parametrize(
