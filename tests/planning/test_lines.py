@@ -233,7 +233,7 @@ def test_a_proxy_that_haproxy_may_not_have_counts_where_its_states_show_it(
         Document([("haproxy.cfg", f".if defined(LBAGENT_UNKNOWN)\n{CFG}.endif\n")]),
         {(proxy, "web1"): ServerStats("UP", None, 1)} if proxy else {},
     )
-    members = WEB if proxy else (WEB[0], paused_member(WEB[1]))
+    members = WEB if proxy else map(paused_member, WEB)
 
     assert find_unserved(now, ROLES, membership_of(*members), ["web1"]) == services
 

@@ -1033,7 +1033,7 @@ def test_invalid_managed_lines_add_no_member() -> None:
             # lbagent paused web5 10.0.0.5 role=web
             server LONG 10.0.0.6:80 check # lbagent role=web
             # additional-lb-iis-server
-    """).replace("LONG", "x" * 64)
+    """).replace("LONG", f"{'x' * 60}.unheard")
 
     again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 
