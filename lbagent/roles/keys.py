@@ -25,6 +25,7 @@ from lbagent.roles.model import (
     PLACEHOLDERS,
     Template,
     parse_port,
+    remove_placeholders,
 )
 from lbagent.roles.yaml_text import Reader, find_nearest
 
@@ -239,7 +240,8 @@ class Text:
         try:
             return Template(text)
         except ValueError:
-            reader.note(node, path, f"{text[:60]!r} {_explain_template(text)}", _suggest_template(text))
+            problem, fix = _explain_invalid_template(text)
+            reader.note(node, path, f"{text[:60]!r} {problem}", fix)
         return None
 
     @property
@@ -406,8 +408,10 @@ def _build_table_schema(keys: tuple[Key, ...]) -> Schema:
 
 
 def _explain_invalid_time(text: str, right: str) -> tuple[str, str]:
-    bare = text.isascii() and text.isdigit()
-    return f"{text[:40]!r} has no unit" if bare else f"{text[:40]!r} is not a time", f"write {text}s" if bare else right
+    shown = text[:40]
+    if text.isascii() and text.isdigit():
+        return f"{shown!r} has no unit", f"write {shown}s"
+    return f"{shown!r} is not a time", right
 
 
 def _suggest_network(text: str, right: str) -> str:
@@ -417,28 +421,23 @@ def _suggest_network(text: str, right: str) -> str:
         return right
 
 
-def _explain_template(text: str) -> str:
+def _explain_invalid_template(text: str) -> tuple[str, str]:
     if "#" in text:
-        return "contains #, which begins a comment in haproxy.cfg"
+        return "contains #, which begins a comment in haproxy.cfg", "remove the #"
     if not (text.isascii() and text.isprintable()):
-        return "contains a character that is not printable ASCII"
-    return f"contains an {'unmatched brace' if text.count('{') != text.count('}') else 'unknown placeholder'}"
-
-
-def _suggest_template(text: str) -> str:
-    if "#" in text:
-        return "remove the #"
-    braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", text)
-    if not (text.isascii() and text.isprintable()):
-        return "remove it"
-    if braces and braces[2] is None:
-        near = find_nearest(braces[1], ("interval", "name", "role", "server"))
-        return f"did you mean {{{near}}}?" if near else f"use {PLACEHOLDERS}"
-    if braces and braces[2] is not None and find_nearest(braces[1], ("tag",)) and braces[1] != "tag":
-        return "did you mean {tag:" + braces[2] + (braces[3] or "") + "}?"
-    if braces and braces[1] == "tag":
-        return f"for a tag and its default, use {TAG_RULE}"
-    return "write it as in {tag:port|8080}" if text.count("{") != text.count("}") else f"use {PLACEHOLDERS}"
+        return "contains a character that is not printable ASCII", "remove it"
+    braces = re.search(r"\{([^{}|:]*)(?::([^{}|]*))?(\|[^{}]*)?\}", remove_placeholders(text))
+    if braces is None:
+        return "contains an unmatched brace", "write it as in {tag:port|8080}"
+    problem = "contains an unknown placeholder"
+    word, tag, default = braces.groups("")
+    if braces[2] is None:
+        near = find_nearest(word, ("interval", "name", "role", "server"))
+        return problem, f"did you mean {{{near}}}?" if near else f"use {PLACEHOLDERS}"
+    if word == "tag":
+        return problem, f"for a tag and its default, use {TAG_RULE}"
+    is_near = find_nearest(word, ("tag",)) is not None
+    return problem, f"did you mean {{tag:{tag}{default}}}?" if is_near else f"use {PLACEHOLDERS}"
 
 
 def format_schema() -> str:

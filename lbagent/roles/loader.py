@@ -11,8 +11,8 @@ from lbagent.errors import RolesRefused
 from lbagent.names import NAME, NAME_RULE, SERVICE, SERVICE_RULE
 from lbagent.roles import yaml_text
 from lbagent.roles.keys import HAPROXY_KEYS, ROLE_KEYS, SERVICE_KEYS, TOP_KEYS, Key
-from lbagent.roles.model import DEFAULT_OPTIONS, HaproxySettings, Pair, Role, Roles, Service, Template
-from lbagent.roles.yaml_text import Mistake, Reader, find_nearest, is_nearly_equal
+from lbagent.roles.model import HaproxySettings, Pair, Role, Roles, Service
+from lbagent.roles.yaml_text import Reader, find_nearest, is_nearly_equal
 
 Items = Mapping[str, tuple[yaml.Node, yaml.Node]]
 """The YAML nodes of each key and its value, by key."""
@@ -22,23 +22,23 @@ _RESERVED = tuple(key.name for key in ROLE_KEYS)
 
 def parse_roles(content: bytes, where: str) -> Roles:
     """Parse roles.yml. `where` names the file in messages. Raises RolesRefused with every mistake."""
-    root, mistakes = yaml_text.parse_yaml(content, lambda node: len(_read_file(node, "")[1]))
-    roles: Roles | None = None
-    if root is not None:
-        roles, more = _read_file(root, f"{zlib.crc32(content):08x}")
-        mistakes += more
-    elif not mistakes:
-        mistakes.append(Mistake(0, 0, "", "is empty", "declare at least one role below roles:"))
+    digest = f"{zlib.crc32(content):08x}"
+
+    def count_mistakes(root: yaml.Node) -> int:
+        file = _File()
+        file.read(root, digest)
+        return len(file.mistakes)
+
+    file = _File()
+    root, mistakes = yaml_text.parse_yaml(content, count_mistakes)
+    roles = file.read(root, digest) if root is not None else None
+    if root is None and not mistakes:
+        file.note(None, "", "is empty", "declare at least one role below roles:")
+    mistakes += file.mistakes
     if mistakes or roles is None:
         mistakes.sort(key=lambda one: (one.line, one.column))
         raise RolesRefused.from_mistakes([one.format_sentence(where) for one in dict.fromkeys(mistakes)])
     return roles
-
-
-def _read_file(root: yaml.Node, digest: str) -> tuple[Roles | None, list[Mistake]]:
-    file = _File()
-    roles = file.read(root, digest)
-    return roles, file.mistakes
 
 
 class _File(Reader):
@@ -56,7 +56,8 @@ class _File(Reader):
         top = self._correct_keys(dict(top))
         haproxy = self._read_table(HAPROXY_KEYS, top, "haproxy")
         self._services = self._read_part(top, "services", "write NAME: {port: 80} below it") or {}
-        services = {name: self._read_service(name, *nodes) for name, nodes in self._services.items()}
+        read = (self._read_service(name, *nodes) for name, nodes in self._services.items() if name not in self.unread)
+        services = {service.name: service for service in read if service is not None}
         nested = top.get("roles")
         # The older form has the roles at the top level.
         flat = {name: nodes for name, nodes in top.items() if name not in TOP_KEYS}
@@ -132,29 +133,19 @@ class _File(Reader):
             if name not in {one.name for one in keys}:
                 self.note_unknown_key(key, f"{path}.{name}", [one.name for one in keys])
 
-    def _read_service(self, name: str, key: yaml.Node, node: yaml.Node) -> Service:
+    def _read_service(self, name: str, key: yaml.Node, node: yaml.Node) -> Service | None:
         path = f"services.{name}"
-        if name in self.unread:
-            return Service(name, Template("1"), Template(""))
         if not SERVICE.fullmatch(name) or name == "none":
             problem = "reserved name" if name == "none" else "invalid service name"
             self.note(key, path, problem, "rename the service" if name == "none" else f"use {SERVICE_RULE}")
         port = node.value if isinstance(node, yaml.ScalarNode) and node.value.isdigit() else "80"
         found = self.read_items(node, path, f"write {name}: {{port: {port}}}") or {}
-        if isinstance(node, yaml.MappingNode) and "port" not in found and not self._has_misspelled(found, "port"):
+        known = [one.name for one in SERVICE_KEYS]
+        if isinstance(node, yaml.MappingNode) and all(find_nearest(one, known) != "port" for one in found):
             self.note(key, path, "has no port", f"write {name}: {{port: 80}}")
         self._note_unknown_keys(found, SERVICE_KEYS, path)
-        values = {"port": Template("1"), "options": Template(DEFAULT_OPTIONS)} | self._read_values(
-            SERVICE_KEYS, found, path
-        )
-        return Service(name, **values)  # type: ignore[arg-type]
-
-    @staticmethod
-    def _has_misspelled(found: Items, name: str) -> bool:
-        known = [key.name for key in SERVICE_KEYS]
-        return any(
-            one not in known and (find_nearest(one, known) == name or one.startswith(f"{name}:")) for one in found
-        )
+        values = self._read_values(SERVICE_KEYS, found, path)
+        return Service(name, **values) if "port" in values else None  # type: ignore[arg-type]
 
     def _read_role(self, name: str, key: yaml.Node, node: yaml.Node, path: str) -> Role:
         if not NAME.fullmatch(name):
@@ -197,13 +188,12 @@ class _File(Reader):
 
     def _is_misspelled(self, section: str, node: yaml.Node) -> bool:
         """Return whether a key of a role is a misspelled reserved key, and not a section."""
-        if any(is_nearly_equal(section, one) for one in _RESERVED) or section.partition(":")[0] in _RESERVED:
+        if any(is_nearly_equal(section, one) for one in _RESERVED):
             return True
-        if find_nearest(section, _RESERVED) is None:
-            return False
         # `internal` may be a section's name: then it lists services.
-        names = [str(item.value) for item in node.value] if isinstance(node, yaml.SequenceNode) else ["?"]
-        return not all(name == "none" or name in self._services for name in names)
+        services = {*self._services, "none"}
+        is_section = isinstance(node, yaml.SequenceNode) and all(str(item.value) in services for item in node.value)
+        return not is_section and find_nearest(section, _RESERVED) is not None
 
     def _note_no_list(self, section: str, node: yaml.Node, path: str) -> None:
         reserved = f"or use a known key: {', '.join(_RESERVED)}"

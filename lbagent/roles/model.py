@@ -34,6 +34,11 @@ def parse_port(text: str, most: int) -> int | None:
     return found if found is not None and found <= most else None
 
 
+def remove_placeholders(text: str) -> str:
+    """Return a template's text without its valid placeholders."""
+    return _PLACEHOLDER.sub("", text)
+
+
 class MissingTag(ValueError):
     """A node's tag is missing, or has a value that may not be written."""
 
@@ -47,7 +52,7 @@ class Template:
         """Parse `text`. Raises ValueError, with a message for the operator, if it cannot be part of a line."""
         if not (text.isascii() and text.isprintable()) or "#" in text:
             raise ValueError("not printable ASCII, or contains '#'")
-        rest = _PLACEHOLDER.sub("", text)
+        rest = remove_placeholders(text)
         if "{" in rest or "}" in rest:
             raise ValueError(f"a brace outside of {PLACEHOLDERS}")
         self.text = text.strip()
@@ -85,7 +90,7 @@ class Service(NamedTuple):
 
     name: str
     port: Template
-    options: Template
+    options: Template = Template(DEFAULT_OPTIONS)
 
     def find_port(self, values: Mapping[str, str], tags: Mapping[str, str]) -> int:
         """Return the port on one node. Raises MissingTag."""

@@ -11,6 +11,7 @@ never used.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,13 +74,23 @@ class _SyntaxError:
     """libyaml's words, such as `expected ',' or ']', but got '<stream end>'`."""
     context: str
     """What was being parsed, such as `while parsing a flow sequence`."""
-    begin: tuple[int, int] | None
-    """Line and column where the construct in `context` begins; None if unknown, or behind the last line."""
+    begin: tuple[int, int]
+    """Line and column where the construct in `context` begins; those of the error without a context."""
 
     @property
     def text(self) -> str:
         """The line of the error."""
         return self.lines[self.line]
+
+    @property
+    def above(self) -> list[int]:
+        """The lines above the error that are neither empty nor a comment, the nearest first."""
+        return [at for at in reversed(range(self.line)) if self.lines[at].lstrip()[:1] not in ("", "#")]
+
+    @property
+    def near(self) -> list[int]:
+        """The line of the error and the nearest one above."""
+        return [self.line, *self.above[:1]]
 
     def mentions(self, *words: str) -> bool:
         """Return whether libyaml's words contain one of these."""
@@ -94,17 +105,27 @@ class _SyntaxError:
         line = self.lines[at]
         return self.replace_line(at, f'{line[:start]}"{value}"{line[start + len(value) :]}')
 
-    def make_mistake(self, at: int, column: int, problem: str, fix: str) -> Mistake:
-        """Return a mistake in this file."""
-        return Mistake(at + 1, column + 1, _find_key_path(self.lines, at), problem, fix)
-
 
 @dataclass(frozen=True, slots=True)
 class _Repair:
     """The mistakes behind a syntax error, and candidate repairs of the text."""
 
     mistakes: Sequence[Mistake]
-    texts: Sequence[str] = ()
+    """Without key paths: only the repaired text shows them."""
+    texts: Sequence[str]
+    in_key: bool = True
+    """Whether the mistakes have key paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A repaired text, as far as it can be parsed."""
+
+    text: str
+    root: yaml.Node | None
+    error: yaml.MarkedYAMLError | None
+    rank: tuple[float, int]
+    """The best has the largest: it can be parsed furthest; among complete ones, it has the fewest mistakes."""
 
 
 Judge = Callable[[yaml.Node], int]
@@ -132,40 +153,35 @@ def _repair_text(text: str, error: yaml.MarkedYAMLError, judge: Judge) -> tuple[
     found: list[Mistake] = []
     for _ in range(_REPAIRS):
         repair = _diagnose(text, error)
-        tries = [(*_try_repair(one, judge), one) for one in repair.texts]
-        # The repair that parses furthest; among complete ones, the one with the fewest mistakes.
-        tries.sort(key=lambda one: (one[1] is not None, -_find_position(one[1])[0], one[2]))
-        if not tries or (tries[0][1] is not None and _find_position(tries[0][1]) <= _find_position(error)):
-            return None, [*found, *repair.mistakes]
-        root, left, _, text = tries[0]
-        # Only in the repaired text the key path is known.
-        lines = text.split("\n")
+        attempts = [_try_repair(one, judge) for one in repair.texts]
+        best = max(attempts, key=lambda one: one.rank)
+        lines = best.text.split("\n")
         found += [
-            replace(one, path=_find_key_path(lines, one.line - 1)) if one.path else one for one in repair.mistakes
+            replace(one, path=_find_key_path(lines, one.line - 1)) if repair.in_key else one for one in repair.mistakes
         ]
-        if left is None:
-            return root, found
-        error = left
+        if best.error is None or _find_position(best.error.problem_mark) <= _find_position(error.problem_mark):
+            return best.root, found
+        text, error = best.text, best.error
     return None, found
 
 
-def _try_repair(text: str, judge: Judge) -> tuple[yaml.Node | None, yaml.MarkedYAMLError | None, int]:
+def _try_repair(text: str, judge: Judge) -> _Attempt:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        return None, error, 0
+        return _Attempt(text, None, error, (_find_position(error.problem_mark)[0], 0))
     except (yaml.YAMLError, RecursionError):  # another kind of mistake, such as a control character
-        return None, yaml.MarkedYAMLError(), 0
-    return root, None, judge(root) if root is not None else 0
+        return _Attempt(text, None, None, (0, 0))
+    return _Attempt(text, root, None, (math.inf, -judge(root) if root else 0))
 
 
-def _find_position(error: yaml.MarkedYAMLError | None) -> tuple[int, int]:
-    mark = error.problem_mark if error is not None else None
-    return (mark.line, mark.column) if mark is not None else (-1, -1)
+def _find_position(mark: yaml.Mark | None) -> tuple[int, int]:
+    """Return line and column, counted from 0. Every error of a parser has a mark."""
+    return mark.line, mark.column  # type: ignore[union-attr]
 
 
 def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mistake:
-    position = error.position if isinstance(error.position, int) else 0
+    position = error.position
     line = content[:position].count(b"\n") + 1
     column = position - (content.rfind(b"\n", 0, position) + 1) + 1
     try:
@@ -177,21 +193,15 @@ def _explain_unreadable(content: bytes, error: yaml.reader.ReaderError) -> Mista
 
 def _diagnose(text: str, error: yaml.MarkedYAMLError) -> _Repair:
     """Find the mistake behind a syntax error. Only lines up to the error are reliably parsed."""
-    words = " ".join(str(error.problem or error).split())
-    if error.problem_mark is None:
-        return _Repair([Mistake(0, 0, "", f"invalid YAML: {words}", "")])
-    lines = text.split("\n")
-    begin = error.context_mark
     found = _SyntaxError(
-        lines,
-        min(error.problem_mark.line, len(lines) - 1),
-        error.problem_mark.column,
-        error.problem or "",
-        error.context or "",
-        (begin.line, begin.column) if begin is not None and begin.line < len(lines) else None,
+        text.split("\n"),
+        *_find_position(error.problem_mark),
+        str(error.problem),
+        str(error.context),
+        _find_position(error.context_mark or error.problem_mark),
     )
     repairs = (diagnose(found) for diagnose in _DIAGNOSES)
-    unknown = _Repair([found.make_mistake(found.line, found.column, f"invalid YAML: {words}", "")])
+    unknown = _Repair([Mistake(found.line + 1, found.column + 1, "", f"invalid YAML: {error.problem}", "")], [text])
     return next(filter(None, repairs), unknown)
 
 
@@ -201,13 +211,11 @@ def _diagnose_tabs(error: _SyntaxError) -> _Repair | None:
         return None
     indents = [(at, line[: len(line) - len(line.lstrip())]) for at, line in enumerate(error.lines) if line.strip()]
     tabbed = {at: indent for at, indent in indents if "\t" in indent}
-    texts = [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS]
-    fixed = texts[0].split("\n")
     mistakes = [
-        Mistake(at + 1, indent.index("\t") + 1, _find_key_path(fixed, at), "is indented with a tab", "use spaces")
+        Mistake(at + 1, indent.index("\t") + 1, "", "is indented with a tab", "use spaces")
         for at, indent in tabbed.items()
     ]
-    return _Repair(mistakes, texts)
+    return _Repair(mistakes, [_expand_tabs(error.lines, tabbed, width) for width in _TAB_WIDTHS])
 
 
 def _expand_tabs(lines: Sequence[str], tabbed: Mapping[int, str], width: int) -> str:
@@ -222,7 +230,7 @@ def _diagnose_unquoted_placeholder(error: _SyntaxError) -> _Repair | None:
     if not (found := _find_value(_UNQUOTED, error)):
         return None
     start, value = found
-    mistake = error.make_mistake(error.line, start, f"{value} needs quotes", f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, "", f"{value} needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -233,7 +241,7 @@ def _diagnose_bad_start(error: _SyntaxError) -> _Repair | None:
         return None
     start, value = found
     problem = f"a value cannot begin with {value[0]} without quotes"
-    mistake = error.make_mistake(error.line, start, problem, f'write "{value}"')
+    mistake = Mistake(error.line + 1, start + 1, "", problem, f'write "{value}"')
     return _Repair([mistake], [error.quote(error.line, start, value)])
 
 
@@ -246,43 +254,43 @@ def _find_value(pattern: re.Pattern[str], error: _SyntaxError) -> tuple[int, str
 
 
 def _diagnose_unclosed_quote(error: _SyntaxError) -> _Repair | None:
-    if error.begin is None or "quoted scalar" not in error.context:
+    if "quoted scalar" not in error.context:
         return None
     at, column = error.begin
-    line = error.lines[at]
-    if not error.mentions("end of stream", "document indicator"):
-        return _diagnose_escape(error, at)
-    quote = line[column : column + 1]
-    mistake = error.make_mistake(at, column, "the quote is not closed", f"add {quote}")
-    ends = [line.rstrip() + quote, re.sub(r"([\]},]*\s*)$", quote + r"\1", line, count=1)]
-    return _Repair([mistake], [error.replace_line(at, text) for text in ends])
+    line = error.lines[at].rstrip()
+    if not error.mentions("end of stream", "document"):
+        return _diagnose_escape(error)
+    quote = line[column]
+    mistake = Mistake(at + 1, column + 1, "", "the quote is not closed", f"add {quote}")
+    inner = line.rstrip("]},")
+    return _Repair(
+        [mistake], [error.replace_line(at, text) for text in (line + quote, inner + quote + line[len(inner) :])]
+    )
 
 
-def _diagnose_escape(error: _SyntaxError, begin: int) -> _Repair:
+def _diagnose_escape(error: _SyntaxError) -> _Repair:
     fix = "use single quotes, in which a backslash has no meaning"
-    path = _find_key_path(error.lines, begin)
     backslash = error.text.rfind("\\", 0, error.column + 1)
     text = error.replace_line(error.line, f"{error.text[:backslash]}\\{error.text[backslash:]}")
-    return _Repair([Mistake(error.line + 1, error.column + 1, path, "unknown escape sequence", fix)], [text])
+    return _Repair([Mistake(error.line + 1, backslash + 1, "", "unknown escape sequence", fix)], [text])
 
 
 def _diagnose_unclosed_bracket(error: _SyntaxError) -> _Repair | None:
     kind = next((kind for kind in _CLOSERS if error.context.endswith(f"flow {kind}")), None)
     if kind is None:
         return _diagnose_open_end(error)
-    if error.begin is None:
-        return None
     name, closer = _CLOSERS[kind]
     at, begin = error.begin
-    line = error.lines[at]
-    rest = line[error.column :]
-    if at == error.line and rest.strip() and rest[0] not in "]}":
-        mistake = error.make_mistake(at, error.column, f"a comma is missing in the {name}", "add it")
-        return _Repair([mistake], [error.replace_line(at, f"{line[: error.column].rstrip()}, {rest}")])
-    whole = line.rstrip()
-    closed = [whole.rstrip(",") + closer, whole[:-1] + closer + whole[-1:], whole[:-1] + closer]
-    mistake = error.make_mistake(at, begin, f"the {name} is not closed", f"add {closer}")
-    return _Repair([mistake], [error.replace_line(at, text) for text in closed])
+    line = error.lines[at].rstrip()
+    end = error.column if at == error.line else len(line)
+    if end < len(line) and line[end] not in "]}":
+        # `{port: 80 options: check}` is reported at the second colon.
+        start = (line.rfind(" ", begin, end) + 1 or end) if line[end] == ":" else end
+        mistake = Mistake(at + 1, start + 1, "", f"a comma is missing in the {name}", "add it")
+        return _Repair([mistake], [error.replace_line(at, f"{line[:start].rstrip()}, {line[start:]}")])
+    mistake = Mistake(at + 1, begin + 1, "", f"the {name} is not closed", f"add {closer}")
+    rests = (line[end:], line[end + 1 :])
+    return _Repair([mistake], [error.replace_line(at, line[:end] + closer + rest) for rest in rests])
 
 
 def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
@@ -300,7 +308,7 @@ def _diagnose_open_end(error: _SyntaxError) -> _Repair | None:
         return None
     at, column, bracket = opened[-1]
     name, closer = _CLOSERS["sequence" if bracket == "[" else "mapping"]
-    mistake = error.make_mistake(at, column, f"the {name} is not closed", f"add {closer}")
+    mistake = Mistake(at + 1, column + 1, "", f"the {name} is not closed", f"add {closer}")
     return _Repair([mistake], [error.replace_line(at, error.lines[at].rstrip() + closer)])
 
 
@@ -308,7 +316,7 @@ def _diagnose_unmatched_closer(error: _SyntaxError) -> _Repair | None:
     closer = error.text[error.column : error.column + 1]
     if not closer or closer not in "]}":
         return None
-    mistake = error.make_mistake(error.line, error.column, f"unmatched {closer}", "remove it")
+    mistake = Mistake(error.line + 1, error.column + 1, "", f"unmatched {closer}", "remove it")
     text = error.text[: error.column] + error.text[error.column + 1 :]
     return _Repair([mistake], [error.replace_line(error.line, text)])
 
@@ -317,22 +325,26 @@ def _diagnose_second_document(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("another document"):
         return None
     mistake = Mistake(error.line + 1, error.column + 1, "", "begins a second YAML document", "remove the line ---")
-    return _Repair([mistake], [error.replace_line(error.line, "")])
+    return _Repair([mistake], [error.replace_line(error.line, "")], in_key=False)
+
+
+def _diagnose_duplicate_anchor(error: _SyntaxError) -> _Repair | None:
+    if "duplicate anchor" not in error.context:
+        return None
+    fix = f"rename one, the first is in line {error.begin[0] + 1}"
+    text = f"{error.text[: error.column + 1]}_{error.text[error.column + 1 :]}"
+    mistake = Mistake(error.line + 1, error.column + 1, "", "duplicate anchor", fix)
+    return _Repair([mistake], [error.replace_line(error.line, text)])
 
 
 def _diagnose_missing_space(error: _SyntaxError) -> _Repair | None:
     # The error is reported at the next key, once the line before turns out not to be one.
-    begin = error.begin[0] if error.begin else error.line
-    above = range(error.line - 1, max(-1, error.line - 4), -1)
-    for at in dict.fromkeys([error.line, begin, *above]):
-        if found := _NO_SPACE.match(error.lines[at]):
+    for at in error.near:
+        if (found := _NO_SPACE.match(error.lines[at])) and (at == error.line or ": " not in found["value"]):
             before, value = found["before"], found["value"]
             text = error.replace_line(at, f"{before} {value}")
             fix = f"write {before.strip()} {value.strip()}"
-            path = _find_key_path(text.split("\n"), at)
-            return _Repair([Mistake(at + 1, len(before), path, "missing space after ':'", fix)], [text])
-        if at < error.line and error.lines[at].strip():
-            break
+            return _Repair([Mistake(at + 1, len(before), "", "missing space after ':'", fix)], [text])
     return None
 
 
@@ -340,15 +352,12 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("expected key", "mapping values", "'-' indicator", "expected <block end>"):
         return None
     at, line, indent = error.line, error.text, _measure_indent(error.text)
-    above = [_measure_indent(one) for one in error.lines[:at] if one.strip() and not one.lstrip().startswith("#")]
-    if not above:
-        return None
     # Candidate indentations: those of the line above and of its parents.
     levels: list[int] = []
-    for one in reversed(above):
-        if not levels or one < min(levels):
-            levels.append(one)
-    if indent in levels and indent <= above[-1] and _KEY.match(line):
+    for one in error.above:
+        if not levels or _measure_indent(error.lines[one]) < levels[-1]:
+            levels.append(_measure_indent(error.lines[one]))
+    if not levels or (indent in levels and _KEY.match(line)):
         return None
     if not _KEY.match(line) and not line.lstrip().startswith("- "):
         return _diagnose_key_without_colon(error, at)
@@ -356,16 +365,13 @@ def _diagnose_indentation(error: _SyntaxError) -> _Repair | None:
     texts += [error.replace_line(at, " " * level + line.lstrip(" ")) for level in levels]
     right = " or ".join(f"{level}" for level in sorted(levels) if level or len(levels) == 1 or indent <= 1)
     problem = f"is indented by {indent} spaces, unlike any line above"
-    path = _find_key_path(texts[0].split("\n"), at)
-    return _Repair([Mistake(at + 1, indent + 1, path, problem, f"indent it by {right} spaces")], texts)
+    return _Repair([Mistake(at + 1, indent + 1, "", problem, f"indent it by {right} spaces")], texts)
 
 
 def _diagnose_missing_colon(error: _SyntaxError) -> _Repair | None:
     if not error.mentions("expected ':'", "mapping values"):
         return None
-    above = (at for at in range(error.line - 1, -1, -1) if error.lines[at].strip())
-    before = next((at for at in above if not error.lines[at].lstrip().startswith("#")), error.line)
-    for at in dict.fromkeys([error.line, before]):
+    for at in error.near:
         if not _KEY.match(error.lines[at]) and (repair := _diagnose_key_without_colon(error, at)):
             return repair
     return None
@@ -377,19 +383,18 @@ def _diagnose_key_without_colon(error: _SyntaxError, at: int) -> _Repair | None:
     if not found:
         return None
     right = f"{found[1]}: {found[2] or ''}".rstrip()
-    text = error.replace_line(at, line.replace(line.strip(), right, 1))
-    column = len(line) - len(line.lstrip()) + 1
-    path = _find_key_path(text.split("\n"), at)
-    return _Repair([Mistake(at + 1, column, path, "missing ':' after the key", f"write {right}")], [text])
+    indent = _measure_indent(line)
+    text = error.replace_line(at, " " * indent + right)
+    return _Repair([Mistake(at + 1, indent + 1, "", "missing ':' after the key", f"write {right}")], [text])
 
 
 def _diagnose_second_colon(error: _SyntaxError) -> _Repair | None:
     found = _KEY.match(error.text)
-    if found is None or not error.mentions("mapping values"):
+    if found is None or error.column < found.end() or not error.mentions("mapping values"):
         return None
     value = error.text[found.end() :].strip()
-    start = error.text.index(value, found.end()) if value else error.column
-    mistake = error.make_mistake(error.line, start, "a value with : needs quotes", f'write "{value}"')
+    start = error.text.index(value, found.end())
+    mistake = Mistake(error.line + 1, start + 1, "", "a value with : needs quotes", f'write "{value}"')
     return _Repair([mistake], [error.replace_line(error.line, f'{error.text[:start]}"{value}"')])
 
 
@@ -399,7 +404,7 @@ def _move_block(lines: Sequence[str], at: int, indent: int, level: int) -> str:
     for number in range(at, len(lines)):
         line = lines[number]
         own = _measure_indent(line)
-        if number > at and line.strip() and (own < indent or (own == indent and not _KEY.match(line))):
+        if number > at and line.strip() and own < indent:
             break
         if line.strip():
             moved[number] = " " * max(0, own + level - indent) + line.lstrip(" ")
@@ -414,8 +419,8 @@ def _find_key_path(lines: Sequence[str], at: int) -> str:
     """Return the key path of a line, from the indentation of the lines above."""
     keys: list[str] = []
     indent: int | None = None
-    for number in range(min(at, len(lines) - 1), -1, -1):
-        found = _KEY.match(lines[number])
+    for line in reversed(lines[: at + 1]):
+        found = _KEY.match(line)
         if found and (indent is None or len(found["indent"]) < indent):
             indent = len(found["indent"])
             keys.append(found["key"])
@@ -429,6 +434,7 @@ _DIAGNOSES = (
     _diagnose_unclosed_bracket,
     _diagnose_unmatched_closer,
     _diagnose_second_document,
+    _diagnose_duplicate_anchor,
     _diagnose_bad_start,
     _diagnose_missing_space,
     _diagnose_missing_colon,
@@ -542,12 +548,12 @@ class Reader:
         self.note(key, path, "unknown key", fix)
 
 
-def find_unquoted_placeholder(node: yaml.Node) -> str:
-    """Return the placeholders that YAML read as a mapping, because they lack quotes; empty if it is not that."""
+def find_unquoted_placeholder(node: yaml.Node) -> str | None:
+    """Return the placeholders that YAML read as a mapping, because they lack quotes; None if it is not that."""
     if not isinstance(node, yaml.MappingNode) or not node.flow_style or not node.value:
-        return ""
-    if any(not isinstance(key, yaml.ScalarNode) or value.value not in ("", None) for key, value in node.value):
-        return ""
+        return None
+    if any(not isinstance(key, yaml.ScalarNode) or value.value != "" for key, value in node.value):
+        return None
     return "{" + ", ".join(str(key.value) for key, _ in node.value) + "}"
 
 
@@ -557,7 +563,7 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     plain = _normalize(word)
     if plain in candidates:
         return candidates[plain]
-    close = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    close = difflib.get_close_matches(plain, candidates, cutoff=0.75)
     if close:
         return candidates[close[0]]
     starts = [one for one in candidates if len(plain) >= 3 and (one.startswith(plain) or plain.startswith(one))]  # noqa: PLR2004

@@ -54,7 +54,7 @@ def acquire_lock(
         yield True
     finally:
         _WRITING.discard(path)
-        os.close(_ACQUIRED.pop(path))
+        _release(_ACQUIRED.pop(path))
 
 
 def check_lock(path: str) -> None:
@@ -78,7 +78,7 @@ def acquire_again(path: str, wait: float) -> bool:
     descriptor = _acquire(path, wait, lambda: False)
     if descriptor is None:
         return False
-    os.close(_ACQUIRED[path])
+    _release(_ACQUIRED[path])
     _ACQUIRED[path] = descriptor
     return True
 
@@ -94,7 +94,7 @@ def is_locked(path: str) -> bool:
     try:
         return not _try_flock(descriptor, fcntl.LOCK_SH)
     finally:
-        os.close(descriptor)
+        _release(descriptor)
 
 
 def is_held(path: str) -> bool:
@@ -135,7 +135,7 @@ def _acquire(path: str, wait: float, unless: Callable[[], bool]) -> int | None:
             is_probed = not acquired and _try_flock(descriptor, fcntl.LOCK_SH)
         finally:
             if descriptor >= 0:
-                os.close(descriptor)
+                _release(descriptor)
         # If the file was replaced between open and flock, retry at once.
         if not acquired:
             if time.monotonic() >= (max(deadline, probes_end) if is_probed else deadline) or unless():
@@ -154,6 +154,13 @@ def list_holders(path: str) -> list[int]:
         rows = (line.split() for line in file)
         return [int(row[4]) for row in rows if row[1] == "FLOCK" and row[-3].endswith(inode)]
     return []
+
+
+def _release(descriptor: int) -> None:
+    """Release the lock at once: a child shares the descriptor until it runs its program, also after it is closed."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _try_flock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:

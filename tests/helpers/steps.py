@@ -234,9 +234,16 @@ def inject(
     return FaultyRun(done.returncode, done.stdout.decode(), errors, find_injected(step, trace))
 
 
+class Trace:
+    """The output of strace; `text` is complete when strace has ended."""
+
+    text = ""
+
+
 @contextlib.contextmanager
-def attach(pid: int, which: Filter, inject: str = "") -> Iterator[Path]:
-    """Trace the main thread of a running process, with a fault if given; yields the path of the trace."""
+def attach(pid: int, which: Filter, inject: str = "") -> Iterator[Trace]:
+    """Trace the main thread of a running process, with a fault if given."""
+    trace = Trace()
     with tempfile.NamedTemporaryFile(prefix="strace-", suffix=".txt") as file:
         options = [*which.options, *(["-e", f"inject={inject}"] if inject else [])]
         with subprocess.Popen(
@@ -244,9 +251,10 @@ def attach(pid: int, which: Filter, inject: str = "") -> Iterator[Path]:
         ) as tracer:
             try:
                 wait_until(lambda: b"TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_bytes())
-                yield Path(file.name)
+                yield trace
             finally:
                 tracer.terminate()
+        trace.text = Path(file.name).read_text(errors="replace")
 
 
 def find_injected(step: Step, trace: str) -> str:

@@ -333,7 +333,8 @@ def _run_in_module(mutant: Mutant, names: list[str]) -> str:
     try:
         Session([mutant.path.parts[1]], lambda session: failed.append(session.run(names))).start()
     except AssertionError:
-        return "the tests cannot be imported"
+        # pytest ends with an error, also where a test has failed.
+        return "".join(failed) or "the tests cannot be imported"
     return failed[0]
 
 

@@ -528,7 +528,7 @@ class Daemon:
                 with attach(self.process.pid, which) as trace:
                     bench.run(bench.make(change))
                     wait_until(partial(bench.is_made, change))
-                    steps.extend(parse_steps(which, trace.read_text(errors="replace")))
+                steps.extend(parse_steps(which, trace.text))
         return found
 
     def try_fault(self, change: Change, step: Step, fault: str) -> None:
@@ -539,9 +539,9 @@ class Daemon:
             bench.run(bench.make(change))
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: bench.is_made(change) or self.process.poll() is not None)
-            line = find_injected(step, trace.read_text(errors="replace"))
-            if line and "signal" in fault:
-                wait_until(lambda: self.process.poll() is not None)
+        line = find_injected(step, trace.text)
+        if line and "signal" in fault:
+            wait_until(lambda: self.process.poll() is not None)
         bench.count(line)
         wrong = list(bench.find_unreadable_files())
         if self.process.poll() is not None:

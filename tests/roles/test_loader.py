@@ -117,6 +117,28 @@ def test_every_key_of_haproxy_is_read() -> None:
     )
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("500ms", 0.5), ("5s", 5.0), ("2m", 120.0), ("1h", 3600.0)])
+def test_a_time_is_converted_to_seconds(text: str, seconds: float) -> None:
+    roles = parse_roles_text(
+        f"haproxy: {{timeout: {text}}}\nservices: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis]}}}}"
+    )
+
+    assert roles.haproxy.timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("keys", "remove_failed", "drain"),
+    [
+        ("on_failed: keep, on_pause: remove", False, False),
+        ("on_failed: remove, on_pause: drain", True, True),
+    ],
+)
+def test_what_a_failed_and_a_paused_node_lose_is_read(keys: str, remove_failed: bool, drain: bool) -> None:  # noqa: FBT001
+    web = parse_roles_text(f"services: {{iis: {{port: 80}}}}\nroles: {{web: {{lb: [iis], {keys}}}}}").roles["web"]
+
+    assert (web.remove_failed, web.drain) == (remove_failed, drain)
+
+
 @pytest.mark.parametrize(
     ("word", "on"),
     [("on", True), ("yes", True), ("true", True), ("On", True), ("off", False), ("no", False), ("FALSE", False)],
@@ -234,6 +256,7 @@ def test_an_ambiguous_marker_is_reported_at_its_section() -> None:
         (b"roles:\n  web: \x07\n", ":2:8: contains a control character; remove it"),
         (b"\x7fELF\x02\x01\x01\0\0\0\0\0", ":1:1: contains a control character; remove it"),
         (b"\0" * 100, ":1:1: contains a control character; remove it"),
+        (b"\n\x07", ":2:1: contains a control character; remove it"),
     ],
 )
 def test_bytes_that_are_not_text_are_refused(content: bytes, words: str) -> None:

@@ -35,10 +35,24 @@ def test_a_template_is_filled_with_the_values_of_a_node(template: str, tags: dic
 
 
 @pytest.mark.parametrize(
-    ("text", "constant", "needs_tags"), [("check", True, False), ("{name}", False, False), ("{tag:a|b}", False, True)]
+    ("text", "constant", "needs_tags", "same_for_role"),
+    [
+        ("check", True, False, True),
+        ("{interval} {role}", False, False, True),
+        ("{name}", False, False, False),
+        ("{server}", False, False, False),
+        ("{tag:a|b}", False, True, False),
+    ],
 )
-def test_a_template_knows_its_placeholders(text: str, constant: bool, needs_tags: bool) -> None:  # noqa: FBT001
-    assert (Template(text).constant, Template(text).needs_tags) == (constant, needs_tags)
+def test_a_template_knows_its_placeholders(
+    text: str,
+    constant: bool,  # noqa: FBT001
+    needs_tags: bool,  # noqa: FBT001
+    same_for_role: bool,  # noqa: FBT001
+) -> None:
+    template = Template(text)
+
+    assert (template.constant, template.needs_tags, template.same_for_role) == (constant, needs_tags, same_for_role)
 
 
 @pytest.mark.parametrize("text", ["check # note", "a\nb", "a\tb", "é", "a\r", "\0", "#"])
@@ -107,6 +121,29 @@ def test_a_tag_that_is_not_a_port_counts_as_missing(tag: str) -> None:
 def test_an_invalid_port_is_named() -> None:
     with pytest.raises(MissingTag, match=r"^invalid port 'x'; use 1 to 65535$"):
         service("{tag:port}").find_port(VALUES, {"port": "x"})
+
+
+def test_the_placeholders_of_a_node_are_its_names_and_those_of_its_role() -> None:
+    role = Role("web", {}, interval="60s")
+
+    assert role.build_values("web01") == {"name": "web01", "role": "web", "interval": "60s", "server": "web01"}
+    assert role.build_values("web01", "web01-b") == {
+        "name": "web01",
+        "role": "web",
+        "interval": "60s",
+        "server": "web01-b",
+    }
+
+
+def test_long_values_of_a_tag_are_cut_in_messages() -> None:
+    value, role = "x" * 64, Role("web", {}, address=Template("{tag:ip}"))
+
+    with pytest.raises(MissingTag, match=f"^its tag 'w' is invalid: '{'x' * 40}'; use "):
+        Template("{tag:w}").fill(VALUES, {"w": f"{value}x"})
+    with pytest.raises(MissingTag, match=f"^invalid port '{'x' * 40}'; use 1 to 65535$"):
+        service("{tag:port}").find_port(VALUES, {"port": value})
+    with pytest.raises(MissingTag, match=f"^address '{'x' * 60}' is not an IP address$"):
+        role.find_address("web01", "10.0.0.1", {"ip": value})
 
 
 ROLES = parse_roles_text("""

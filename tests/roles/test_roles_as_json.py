@@ -60,6 +60,41 @@ def test_roles_survive_the_cache_unchanged(text: str) -> None:
     }
 
 
+def test_the_cache_names_every_field() -> None:
+    roles = parse_roles_text(TEXTS[0])
+
+    assert serialize_roles(roles) == {
+        "haproxy": {
+            "config": ("/etc/haproxy/haproxy.cfg",),
+            "reload": None,
+            "runtime": True,
+            "timeout": 30.0,
+            "min_reload_interval": 2.0,
+        },
+        "services": {
+            "iis": {
+                "name": "iis",
+                "port": {"template": "80"},
+                "options": {"template": "check inter {interval} rise 2 fall 2"},
+            }
+        },
+        "roles": {
+            "web": {
+                "name": "web",
+                "sections": {"lb": ("iis",)},
+                "interval": "2s",
+                "networks": (),
+                "options": None,
+                "remove_failed": False,
+                "max": 1000,
+                "address": None,
+                "drain": False,
+            }
+        },
+        "digest": roles.digest,
+    }
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_cached_roles_give_the_same_plan(text: str) -> None:
     roles = parse_roles_text(text)

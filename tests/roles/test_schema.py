@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ BEYOND = (
     "could mean",
     "is not a network",
     "did you mean networks",
+    "did you mean on_failed",
     "together with services",
 )
 """What takes a comparison of several values, or a reading of one, that no schema can make."""
 
-SPELLED = ("0x50", "80.0")
+SPELLED = ("0x50", "80.0", "+5")
 """Numbers to every other reader of YAML."""
 
 
@@ -44,6 +47,14 @@ def valid(text: str) -> bool:
 
 def test_the_shipped_schema_is_that_of_the_loader() -> None:
     assert SHIPPED.read_text(encoding="utf-8") == format_schema()
+
+
+def test_the_module_prints_the_schema() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lbagent.roles.keys"], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stdout == format_schema()
 
 
 def test_the_schema_is_a_valid_json_schema() -> None:

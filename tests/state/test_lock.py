@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -127,3 +128,20 @@ def test_a_lock_at_which_another_process_looks_is_not_busy(path: str, monkeypatc
 
     with acquire_lock(path) as acquired:
         assert acquired
+
+
+def test_a_released_lock_is_free_while_a_child_shares_its_descriptor(path: str) -> None:
+    with acquire_lock(path):
+        [descriptor] = [int(name) for name in os.listdir("/proc/self/fd") if is_open_on(int(name), path)]
+        shared = os.dup(descriptor)  # as a child has it that was forked and has not run its program yet
+    with acquire_lock(path) as acquired:
+        pass
+    os.close(shared)
+
+    assert acquired
+
+
+def is_open_on(descriptor: int, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False

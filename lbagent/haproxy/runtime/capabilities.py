@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lbagent.haproxy.config import Document, Proxy
-from lbagent.haproxy.reader import ANYWHERE, Directive
+from lbagent.haproxy.config import Document
+from lbagent.haproxy.reader import ANYWHERE, NOWHERE, Directive
 from lbagent.names import canonical_address
 
 _CHECK_OPTIONS = frozenset(
@@ -28,6 +28,7 @@ _SAFE_WORD = re.compile(r"[A-Za-z0-9._:,/@%+=()-]+")
 
 _TIME = re.compile(r"([0-9]+)(us|ms|s|m|h|d|)")
 _SECONDS_PER_UNIT = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PORT = re.compile(r"[0-9]{1,5}")
 _HIGHEST_PORT = 65535
 
 Keywords = Mapping[str, str]
@@ -139,7 +140,7 @@ TABLES = (_V2_6, _V2_8, _V3_0, _V3_2)
 def find_capabilities(version: str) -> Capabilities | None:
     """Return the table for a version such as `2.6.12-1+deb12u4`: the newest one not above it; None below 2.6."""
     found = _VERSION.match(version)
-    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    number = (int(found[1]), int(found[2])) if found else ()
     return next((table for table in reversed(TABLES) if table.version <= number), None)
 
 
@@ -165,7 +166,12 @@ class NeedsReload(ValueError):
 
 def find_inherited(document: Document) -> Mapping[int, Inherited]:
     """Return the inherited settings of each section, by the line it begins at."""
-    firsts = {proxy.start: _find_first_server(proxy) for proxy in document.proxies}
+    # A `default-server` below the first marker or managed line applies to some servers only.
+    firsts = {
+        proxy.start: min(one.at for ones in (proxy.markers, proxy.managed) for one in ones)
+        for proxy in document.proxies
+        if proxy.markers or proxy.managed
+    }
     found: dict[int, Inherited] = {}
     defaults: dict[str, int] = {}
     odd = ""
@@ -176,7 +182,7 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
             found |= {at: found[at]._replace(doubt=doubt) for at in directive.place.sections if at in found}
             continue
         if directive.at == section.at:
-            base = defaults.get(section.base, -1) if section.kind != "defaults" or section.base else -1
+            base = defaults.get(section.base, NOWHERE) if section.kind != "defaults" or section.base else NOWHERE
             found[section.at] = found.get(base, Inherited())
             if section.kind == "defaults":
                 defaults[section.name] = defaults[""] = section.at
@@ -184,8 +190,8 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
                 found[section.at] = found[section.at]._replace(doubt=_explain_doubt(document, directive))
             continue
         here = found.get(section.at, Inherited())
-        there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, float("inf")))
-        if (directive.place.active is None or not directive.sure) and (there is not here or "$" in directive.words[0]):
+        there = _apply_directive(here, [*directive.words], late=directive.at > firsts.get(section.at, directive.at))
+        if (directive.place.active is None or not directive.sure) and there is not here:
             there = here._replace(doubt=_explain_doubt(document, directive))
         found[section.at] = there
     for at in defaults.values():
@@ -195,11 +201,6 @@ def find_inherited(document: Document) -> Mapping[int, Inherited]:
 
 def _explain_doubt(document: Document, directive: Directive) -> str:
     return f"only HAProxy knows the result of {document.locate(directive.at)}"
-
-
-def _find_first_server(proxy: Proxy) -> float:
-    """Return where the servers begin: a `default-server` below that line applies to some of them only."""
-    return min((one.at for ones in (proxy.markers[:1], proxy.managed[:1]) for one in ones), default=float("inf"))
 
 
 def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inherited:
@@ -215,9 +216,11 @@ def _apply_directive(what: Inherited, words: list[str], *, late: bool) -> Inheri
             changes["mode"] = mode
         case ["cookie", *more]:
             changes["cookie"] = tuple(more)
-        case ["dispatch", *_] | ["option", "transparent", *_]:
-            changes["unbalanced"] = what.unbalanced | {words[0] if words[0] == "dispatch" else "option transparent"}
-        case ["option", name, *_] if name in _CHECK_OPTIONS:
+        case ["dispatch", *_]:
+            changes["unbalanced"] = what.unbalanced | {"dispatch"}
+        case ["option", "transparent", *_]:
+            changes["unbalanced"] = what.unbalanced | {"option transparent"}
+        case ["option", name, *_] if name in _CHECK_OPTIONS or "$" in name:
             changes["check_options"] = what.check_options | {name}
         case ["no", "option", name, *_]:
             changes["check_options"] = what.check_options - {name}
@@ -278,8 +281,8 @@ def format_keywords(keywords: Keywords, capabilities: Capabilities) -> str:
 def find_check_endpoint(keywords: Keywords, address: str, port: int) -> tuple[str, int] | None:
     """Return address and port that the checks of a server connect to; None if only HAProxy knows."""
     host, number = keywords.get("addr", address), keywords.get("port", str(port))
-    plain = host == canonical_address(host) and number.isascii() and number.isdigit()
-    return (host, int(number)) if plain and 0 < int(number[:9]) <= _HIGHEST_PORT else None
+    plain = host == canonical_address(host) and _PORT.fullmatch(number)
+    return (host, int(number)) if plain and 0 < int(number) <= _HIGHEST_PORT else None
 
 
 def parse_time(time: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -132,7 +132,7 @@ class ServerChanges:
             if line:
                 self._format_add_command(key, line)
             else:
-                self._require_dynamic_servers(key[0], {"id": ""})
+                self._require_dynamic_servers(key[0], ("id",))
         except NeedsReload:
             return False
         return True
@@ -231,7 +231,7 @@ class ServerChanges:
         keywords = capabilities.format_keywords(words, self._capabilities)
         return f"add server {format_target(key)} {host}:{port}{keywords}"
 
-    def _require_dynamic_servers(self, name: str, words: Mapping[str, str]) -> None:
+    def _require_dynamic_servers(self, name: str, words: Container[str]) -> None:
         """Raise NeedsReload if adding a server with these keywords would differ from a reload."""
         proxy, here = self._find_proxy(name), self._find_inherited(name)
         balance = _get_algorithm(proxy)
@@ -321,7 +321,7 @@ class Admission:
             return True
         if not self._send_all([one for join in joins for one in _format_down_commands(join)]):
             return False
-        deadline = time.monotonic() + max(join.check_wait or 0 for join in joins) + _CHECK_GRACE
+        deadline = time.monotonic() + max(join.check_wait for join in joins if join.check_wait) + _CHECK_GRACE
         passed: set[Key] = set()
         with contextlib.suppress(SessionError):
             while len(passed) < len(joins) and time.monotonic() < deadline:

@@ -96,7 +96,7 @@ class ServerState(NamedTuple):
 
 def parse_states(answer: str) -> Mapping[Key, ServerState]:
     """Parse an answer to `show servers state` into servers by key. Raises ValueError."""
-    version, *lines = answer.splitlines() or [""]
+    version, *lines = answer.splitlines() or [answer]
     if version != STATES_VERSION:
         raise ValueError(f"has an unexpected answer: {answer[:60]!r}")
     rows = [line.split(None, _FIELDS) for line in lines if line and not line.startswith("#")]
@@ -126,7 +126,7 @@ def find_differences(
     for key, line in wanted.items():
         state = found.get(key)
         # Fast path: most of ten thousand servers are as their lines are.
-        if state and not state.out and f" {state.endpoint} " in line and not is_drained(line):
+        if state and not state.out and line.startswith(f"server {key[1]} {state.endpoint} ") and not is_drained(line):
             continue
         address, port, _ = split_server_line(line)
         if state is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import pytest
 
 from lbagent.haproxy.config import Key
+from lbagent.haproxy.runtime import servers
 from lbagent.haproxy.runtime.servers import Admission, Join, format_stop_command
-from lbagent.haproxy.runtime.session import Session
+from lbagent.haproxy.runtime.session import Session, SessionError
 from lbagent.haproxy.runtime.state import ServerState, parse_states
+from lbagent.system import processes
 
 KEY = ("lb", "web1")
 ADDED = "New server registered."
@@ -20,11 +22,14 @@ ADDED = "New server registered."
 class RecordingSession:
     """A session whose HAProxy has the servers in `passed`, and answers as in `answers`."""
 
-    def __init__(self, answers: Mapping[str, str | None] | None = None, passed: Sequence[str] = ()) -> None:
-        """A command without an answer here succeeds."""
+    def __init__(
+        self, answers: Mapping[str, str | None] | None = None, passed: Mapping[str, float] | None = None
+    ) -> None:
+        """A command without an answer here succeeds. `passed` is the poll at which the check of a server passes."""
         self.sent: list[str] = []
         self.problems: list[str] = []
-        self._answers, self._passed = answers or {}, passed
+        self.polls = 0
+        self._answers, self._passed = answers or {}, passed or {}
 
     def send(self, commands: Sequence[str]) -> list[str | None]:
         """Record the commands and answer them."""
@@ -32,9 +37,36 @@ class RecordingSession:
         return [self._answers.get(one, ADDED if one.startswith("add server") else "") for one in commands]
 
     def fetch_states(self) -> Mapping[Key, ServerState]:
-        """Return the states: all checks of the servers in `passed` have passed."""
-        rows = (f"2 lb 1 {name} 10.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 80 - 0 0 - - 0" for name in self._passed)
+        """Return the states of the servers in `passed`."""
+        self.polls += 1
+        assert self.polls < 1000, "it never ends"
+        rises = {name: 4 if self.polls >= poll else 0 for name, poll in self._passed.items()}
+        rows = (f"2 lb 1 {name} 10.0.0.1 2 0 1 1 1 6 3 {rise} 6 0 0 0 - 80 - 0 0 - - 0" for name, rise in rises.items())
         return parse_states("\n".join(["1", *rows, ""]))
+
+
+class Clock:
+    """A clock that only `sleep` advances, in steps of 0.02 s, up to a minute."""
+
+    def __init__(self) -> None:
+        """It starts at 0."""
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        """Return the time in seconds."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Advance the clock."""
+        assert seconds == 0.02
+        assert self._now < 60
+        self._now = round(self._now + seconds, 6)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait."""
+    monkeypatch.setattr(servers, "time", Clock())
 
 
 def admit(session: RecordingSession, *joins: Join, cookies: Sequence[str] = ()) -> bool:
@@ -110,9 +142,10 @@ def test_a_server_whose_state_does_not_change_is_not_made_ready() -> None:
 
 
 def test_a_server_with_an_awaited_check_is_up_once_it_has_passed() -> None:
-    session = RecordingSession(passed=["web1"])
+    session = RecordingSession(passed={"web1": 3, "web2": float("inf")})
 
-    assert admit(session, Join(KEY, "", ("one",), check_wait=0.1), Join(("lb", "web2"), "", (), check_wait=0.1))
+    assert admit(session, Join(KEY, "", ("one",), check_wait=0.3), Join(("lb", "web2"), "", (), check_wait=0.1))
+    assert session.polls == (0.3 + 0.4) / 0.02
     assert session.sent == [
         "one",
         "set server lb/web1 state drain",
@@ -123,6 +156,44 @@ def test_a_server_with_an_awaited_check_is_up_once_it_has_passed() -> None:
         "set server lb/web1 state ready",
         "set server lb/web2 state ready",
     ]
+
+
+def test_no_longer_wait_follows_when_all_checks_have_passed() -> None:
+    session = RecordingSession(passed={"web1": 2, "web2": 5})
+
+    assert admit(session, Join(KEY, "", (), check_wait=2.0), Join(("lb", "web2"), "", (), check_wait=2.0))
+    assert session.polls == 5
+    assert session.sent[4:] == [
+        "set server lb/web1 health up",
+        "set server lb/web2 health up",
+        "set server lb/web1 state ready",
+        "set server lb/web2 state ready",
+    ]
+
+
+def test_a_server_is_ready_where_the_states_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Mapping[Key, ServerState]:
+        raise SessionError("no answer")
+
+    session = RecordingSession()
+    monkeypatch.setattr(session, "fetch_states", fail)
+
+    assert admit(session, Join(KEY, "", (), check_wait=2.0))
+    assert session.sent[2:] == ["set server lb/web1 state ready"]
+
+
+def test_a_server_has_a_second_to_accept_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[tuple[str, int]], float]] = []
+
+    def find(endpoints: Iterable[tuple[str, int]], timeout: float) -> set[tuple[str, int]]:
+        asked.append(([*endpoints], timeout))
+        return set()
+
+    monkeypatch.setattr(processes, "find_silent_endpoints", find)
+
+    joins = Join(KEY, "", (), ("10.0.0.1", 80)), Join(KEY, "", (), ("10.0.0.2", 80), check_wait=1.0), Join(KEY, "", ())
+    assert admit(RecordingSession(), *joins)
+    assert asked == [([("10.0.0.1", 80)], 1.0)]
 
 
 def test_a_refused_command_is_a_problem_and_stops_the_rest() -> None:
@@ -139,7 +210,7 @@ def test_a_failure_of_the_last_commands_is_a_failure(silent: tuple[str, int], co
 
     assert not admit(session, Join(KEY, "", (), silent))
     assert session.problems == [f"`{command}`: Permission denied"]
-    assert not admit(RecordingSession({command: None}), Join(KEY, "", (), check_wait=0.1))
+    assert admit(RecordingSession({command: None}), Join(KEY, "", (), check_wait=0.1)) is False
 
 
 def test_a_command_without_an_answer_has_failed() -> None:

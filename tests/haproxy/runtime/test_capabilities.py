@@ -7,6 +7,7 @@ import pytest
 from lbagent.haproxy.config import Document
 from lbagent.haproxy.runtime.capabilities import (
     Capabilities,
+    Inherited,
     NeedsReload,
     find_capabilities,
     find_check_endpoint,
@@ -15,6 +16,7 @@ from lbagent.haproxy.runtime.capabilities import (
     parse_time,
     resolve_keywords,
 )
+from tests.helpers.builders import dedent
 from tests.helpers.differential_cases import KEYWORDS
 
 VERSIONS = ("2.6", "2.8", "3.0", "3.2")
@@ -164,6 +166,13 @@ def test_a_value_that_the_socket_reads_differently_needs_a_reload(value: str) ->
     assert str(refused.value) == f"`sni {value}` contains characters that the stats socket reads differently"
 
 
+def test_a_keyword_without_its_value_needs_a_reload() -> None:
+    with pytest.raises(NeedsReload) as refused:
+        resolve_keywords(["check", "sni"], table("3.2"))
+
+    assert str(refused.value) == "`sni ` contains characters that the stats socket reads differently"
+
+
 def test_a_word_of_all_safe_characters_is_a_value() -> None:
     assert resolve_keywords(["sni", "aZ09._:,/@%+=()-"], table("2.6")) == {"sni": "aZ09._:,/@%+=()-"}
 
@@ -186,6 +195,96 @@ def test_the_check_options_of_a_proxy_are_known(name: str) -> None:
     assert [inherited[at].check_options for at in sorted(inherited)] == [{name}, set(), set()]
 
 
+SECTION = "only HAProxy knows the section of haproxy.cfg:"
+RESULT = "only HAProxy knows the result of haproxy.cfg:"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("listen a\n  mode tcp\n  mode http x\n", {0: Inherited(mode="http")}),
+        ("listen a\n  dispatch 127.0.0.1:1\n", {0: Inherited(unbalanced=frozenset(("dispatch",)))}),
+        (
+            "listen a\n  option transparent\n  dispatch 127.0.0.1:1\n",
+            {0: Inherited(unbalanced=frozenset(("dispatch", "option transparent")))},
+        ),
+        (
+            "defaults\n  option transparent\nlisten a\n  no option transparent\nlisten b\n  no option httpchk\n",
+            {2: Inherited(), 4: Inherited(unbalanced=frozenset(("option transparent",)))},
+        ),
+        # Only `defaults` with this name, or the last ones before it.
+        ("# x\nlisten a\n  cookie C\nlisten b from gone\n", {1: Inherited(cookie=("C",)), 3: Inherited()}),
+        ("# x\ndefaults a\n  cookie C\ndefaults b\n  mode tcp\nlisten c from b\n", {5: Inherited(mode="tcp")}),
+        # The servers of a proxy begin at its first marker or managed line.
+        (
+            "listen a\n  # additional-lb-iis-server\n  default-server fall 3\n  # additional-lb-b-server\n",
+            {0: Inherited(doubt="`default-server fall 3` is below a marker")},
+        ),
+        (
+            """
+            listen a
+              default-server fall 2
+              server web1 10.0.0.1:80 # lbagent role=web
+              default-server fall 3
+              server web2 10.0.0.2:80 # lbagent role=web
+              # additional-lb-iis-server
+            """,
+            {0: Inherited(default_server=("fall", "2"), doubt="`default-server fall 3` is below a marker")},
+        ),
+    ],
+)
+def test_a_proxy_has_its_own_settings_and_those_of_its_defaults(text: str, expected: dict[int, Inherited]) -> None:
+    assert find_inherited(Document([("haproxy.cfg", dedent(text))])) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            """
+            .if feature(X)
+            listen a
+              cookie C
+            .else
+            listen b
+            .endif
+              timeout connect 1s
+            listen c
+              mode http
+            """,
+            {
+                1: Inherited(doubt=f"{SECTION}7"),
+                4: Inherited(doubt=f"{SECTION}7"),
+                7: Inherited(mode="http"),
+            },
+        ),
+        (
+            ".if feature(X)\nlisten a\n.endif\n  retries 5\n  retries 6\nlisten c\n",
+            {1: Inherited(doubt=f"{SECTION}5"), 5: Inherited()},
+        ),
+        # A variable may expand to the name of a section.
+        (
+            'listen a\nlisten b\n  "$X" y\nlisten c\n  "$X" y\n',
+            {0: Inherited(doubt=f"{SECTION}3"), 1: Inherited(doubt=f"{SECTION}3"), 3: Inherited(doubt=f"{SECTION}3")},
+        ),
+        (
+            'listen "$X"\nlisten b\n.if feature(X)\nlisten c\n  retries 5\n.endif\n',
+            {0: Inherited(doubt=f"{RESULT}1"), 1: Inherited(), 3: Inherited(doubt=f"{RESULT}4")},
+        ),
+        (
+            'listen a\n  option "$X"\nlisten b\n  option dontlog "$X"\n  cookie "$X"\n',
+            {0: Inherited(doubt=f"{RESULT}2"), 2: Inherited(doubt=f"{RESULT}5")},
+        ),
+        (
+            "listen a\n  .if feature(X)\n  mode tcp\n  .endif\n  cookie C\n",
+            {0: Inherited(cookie=("C",), doubt=f"{RESULT}3")},
+        ),
+    ],
+)
+def test_settings_that_depend_on_the_running_haproxy_are_in_doubt(text: str, expected: dict[int, Inherited]) -> None:
+    assert find_inherited(Document([("haproxy.cfg", dedent(text))])) == expected
+
+
 @pytest.mark.parametrize(
     ("keywords", "expected"),
     [
@@ -195,6 +294,8 @@ def test_the_check_options_of_a_proxy_are_known(name: str) -> None:
         ({"port": "65536"}, None),
         ({"port": "0"}, None),
         ({"port": "x"}, None),
+        ({"port": "000080"}, None),
+        ({"port": "9" * 5000}, None),
         ({"port": "\u0661"}, None),
         ({"addr": "10.0.0.2"}, ("10.0.0.2", 80)),
         ({"addr": "10.2"}, None),
@@ -213,7 +314,7 @@ def test_where_checks_connect_to(keywords: dict[str, str], expected: tuple[str, 
     ],
 )
 def test_times_have_the_units_of_haproxy(text: str, seconds: float) -> None:
-    assert parse_time(text) == pytest.approx(seconds)
+    assert parse_time(text) == pytest.approx(seconds, rel=1e-12)
 
 
 def test_the_last_word_on_tls_of_checks_wins() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,11 @@ from lbagent.haproxy import config
 from lbagent.haproxy.config import Document, Key
 from lbagent.haproxy.runtime import capabilities, session, state
 from lbagent.haproxy.runtime.capabilities import Capabilities, NeedsReload, find_capabilities, find_inherited
-from lbagent.haproxy.runtime.servers import KnownServers, ServerChanges
+from lbagent.haproxy.runtime.servers import Join, KnownServers, ServerChanges
+from lbagent.haproxy.server_line import drain_line
+from lbagent.run.rollout import RuntimeChanges
+from lbagent.settings import Paths
+from lbagent.state.store import Store
 from tests.helpers.builders import POISON, dedent
 
 WEB1 = "server web1 10.0.0.1:80 check inter 2s # lbagent role=web"
@@ -149,6 +155,14 @@ def test_a_proxy_inherits_from_its_named_defaults_or_the_last_before_it() -> Non
         (("    balance static-rr",), "`balance static-rr` does not support dynamic servers"),
         (("    balance hdr(host)",), "`balance hdr` does not support dynamic servers"),
         (("    balance first",), "`balance first` needs an `id` to place a server as a reload does"),
+        (("    balance random",), "`balance random` needs an `id` to place a server as a reload does"),
+        (("    balance uri", "    hash-type map-based"), "`balance uri` does not support dynamic servers"),
+        (("    mode log",), "`mode log` does not support dynamic servers"),
+        (("    dispatch 10.0.0.1:1",), "`dispatch` does not support dynamic servers"),
+        (
+            ("    option transparent", "    dispatch 10.0.0.1:1"),
+            "`dispatch` does not support dynamic servers",
+        ),
         (
             ("    balance uri", "    hash-type consistent"),
             "`balance uri` needs an `id` to place a server as a reload does",
@@ -211,11 +225,26 @@ def test_any_words_give_keywords_or_need_a_reload(words: list[str]) -> None:
     assert set(said) & set(";\n\r\\\"'$") == set()
 
 
-def test_a_consistent_hash_accepts_servers_with_an_id() -> None:
-    text = document("    balance uri", "    hash-type consistent")
+@pytest.mark.parametrize("balance", ["source", "uri", "url_param u", "hdr(host)", "rdp-cookie(x)", "hash x"])
+def test_a_consistent_hash_accepts_servers_with_an_id(balance: str) -> None:
+    text = document(f"    balance {balance}", "    hash-type consistent sdbm")
 
     assert commands(text, WEB1.replace("check", "check id 77"))[0] == (
         f"add server lb/web1 10.0.0.1:80{POOL} check id 77 inter 2s"
+    )
+
+
+@pytest.mark.parametrize("lines", [["    balance leastconn"], ["    mode http"], ["    mode tcp"], ["    cookie C"]])
+def test_a_proxy_without_a_hash_accepts_any_server(lines: list[str]) -> None:
+    assert commands(document(*lines), version="3.0")[0] == f"add server lb/web1 10.0.0.1:80{POOL} check inter 2s"
+
+
+@pytest.mark.parametrize("balance", ["random", "first"])
+def test_servers_with_an_id_are_placed_as_after_a_reload(balance: str) -> None:
+    line = WEB1.replace("check", "id 77")
+
+    assert (
+        commands(document(f"    balance {balance}"), line)[0] == f"add server lb/web1 10.0.0.1:80{POOL} id 77 inter 2s"
     )
 
 
@@ -266,10 +295,10 @@ def test_other_options_of_a_present_server_need_a_reload() -> None:
 
 
 def test_while_the_servers_of_haproxy_are_unknown_none_is_added() -> None:
-    found = difference(document(f"    {WEB1}"), {"web2": WEB2}, sure=False)
+    found = difference(document(f"    {WEB1}"), {"web1": WEB1, "web2": WEB2}, sure=False)
 
     assert found.joins == []
-    assert list(found.needs_reload) == [("lb", "web2")]
+    assert found.needs_reload == {("lb", "web2"): "HAProxy may not run the servers of haproxy.cfg"}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +309,9 @@ def test_while_the_servers_of_haproxy_are_unknown_none_is_added() -> None:
         (("    option httpchk",), "check inter 60s", None),
         (("    option httpchk",), "check inter 60s fastinter 500ms", 0.5),
         (("    option httpchk",), "check inter 1500", 1.5),
+        (("    option httpchk",), "check", 2.0),
+        (("    option httpchk",), "check inter 2001ms", None),
+        ((), "check inter 1s check-ssl verify none", 1.0),
         ((), "check inter 1s ssl verify none", 1.0),
     ],
 )
@@ -322,10 +354,11 @@ def test_lines_where_no_server_can_be_are_ignored(section: str) -> None:
 
     after = config.predict_servers(text, text.texts, ((f"{section}: {WEB2}",), ()))
 
-    key = section.partition(" ")[2], "web2"
-    assert list(ServerChanges(text, KnownServers({}, {}, sure=True), {key: after[key]}, table("3.0")).needs_reload) == [
-        key
-    ]
+    name = section.partition(" ")[2]
+    key = name, "web2"
+    found = ServerChanges(text, KnownServers({}, {}, sure=True), {key: after[key]}, table("3.0"))
+    assert found.needs_reload == {key: f"proxy {name!r} cannot be named on the stats socket"}
+    assert found.list_keywords(key, WEB2) == ["check", "inter", "2s"]
 
 
 @pytest.mark.parametrize("endpoint", ["host:80", "1.2.3:80", "10.0.0.1;quit:80", "10.0.0.1:0"])
@@ -545,14 +578,71 @@ def test_a_server_that_haproxy_cfg_disables_stays_out_when_its_node_returns() ->
     assert (moved.commands, moved.ready) == (("set server lb/web1 addr 10.0.0.2 port 80",), False)
 
 
+def test_a_weight_that_is_not_a_number_needs_a_reload() -> None:
+    found = difference(document(f"    {WEB1}"), {"web1": WEB1.replace("check", "check weight 5%")})
+
+    assert found.needs_reload == {("lb", "web1"): "`weight 5%` is not a number"}
+
+
+def test_a_server_with_an_agent_check_keeps_its_address_and_may_change_its_port() -> None:
+    line = WEB1.replace("check", "agent-check agent-port 9")
+    text = document(f"    {line}")
+
+    elsewhere = difference(text, {"web1": line.replace("10.0.0.1:80", "10.0.0.2:80")})
+    [join] = difference(text, {"web1": line.replace("10.0.0.1:80", "10.0.0.1:81")}).joins
+
+    assert elsewhere.needs_reload == {("lb", "web1"): "its agent check keeps the old address"}
+    assert join.commands == ("set server lb/web1 addr 10.0.0.1 port 81",)
+    assert (join.endpoint, join.check_wait, join.ready) == (None, None, True)
+
+
+def test_a_server_that_drains_only_becomes_ready_when_its_node_is_resumed() -> None:
+    text, key = document(), ("lb", "web1")
+    drained = drain_line(WEB1)
+
+    def resume(draining: frozenset[Key]) -> list[Join]:
+        known = KnownServers({key: drained}, {}, sure=True, draining=draining)
+        return ServerChanges(text, known, {key: WEB1}, table("3.0")).joins
+
+    assert resume(frozenset((key,))) == [Join(key, WEB1, ("set server lb/web1 weight 1",))]
+    assert resume(frozenset()) == [
+        Join(
+            key,
+            WEB1,
+            ("set server lb/web1 weight 1", "set server lb/web1 addr 10.0.0.1 port 80", "enable health lb/web1"),
+            ("10.0.0.1", 80),
+        )
+    ]
+
+
 @pytest.mark.parametrize(
-    ("lines", "expected"), [((), True), (("    balance source",), False), (("    default-server slowstart 9s",), False)]
+    ("line", "expected", "without_line"),
+    [
+        ("", True, True),
+        ("    balance source", False, False),
+        ("    balance first", False, True),
+        ("    default-server slowstart 9s", False, True),
+    ],
 )
-def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, ...], expected: bool) -> None:  # noqa: FBT001
-    found = difference(document(*lines), {}, version="3.0")
+def test_only_a_server_that_can_be_added_again_may_be_deleted(line: str, expected: bool, without_line: bool) -> None:  # noqa: FBT001
+    found = difference(document(line), {}, version="3.0")
 
     assert found.can_return(("lb", "web1"), WEB1) is expected
-    assert found.can_return(("lb", "web1"), "") is (lines != ("    balance source",))
+    assert found.can_return(("lb", "web1"), "") is without_line
+
+
+@pytest.mark.parametrize(("count", "expected"), [(99, False), (100, True)])
+def test_a_hundred_servers_left_in_maintenance_are_cleared_by_a_reload(
+    count: int,
+    expected: bool,  # noqa: FBT001  # a case
+    tmp_path: Path,
+) -> None:
+    left, worker = {("lb", f"web{number}"): WEB1 for number in range(count)}, session.Worker(1, 2)
+    talk = session.Session("/socket", worker, 1000)
+
+    changes = RuntimeChanges(Store(Paths(str(tmp_path))), worker, talk, table("2.6"), left, in_sync=True)
+
+    assert changes.has_too_many_in_maintenance is expected
 
 
 @pytest.mark.parametrize(
@@ -561,6 +651,7 @@ def test_only_a_server_that_can_be_added_again_may_be_deleted(lines: tuple[str, 
         ("", "check", False),
         ("", "check disabled", True),
         ("", "disabled enabled", False),
+        ("", "enabled disabled", True),
         ("    default-server disabled", "check", True),
         ("    default-server disabled", "enabled", False),
         ("    default-server agent-check agent-port 9", "check", True),

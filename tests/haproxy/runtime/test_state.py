@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -106,7 +107,7 @@ def test_the_state_of_a_server_is_parsed(op: int, admin: int, rise: int, check: 
     [(key, found)] = state.parse_states(f"1\n# be_id be_name\n{row}\n\n").items()
 
     assert key == ("lb", "web1")
-    assert (found.address, found.port, found.row) == ("10.0.0.1", 8080, row)
+    assert (found.address, found.port, found.endpoint, found.row) == ("10.0.0.1", 8080, "10.0.0.1:8080", row)
     names = ("out", "passed", "draining", "down", "checked")
     assert [name for name in names if getattr(found, name)] == expected.split()
 
@@ -151,10 +152,33 @@ def find_difference(line: str, **row: int) -> str:
         ("server web1 10.0.0.1:80", 0, "lb/web1 is at 10.0.0.1 port 8080"),
         ("server web1 10.0.0.2:8080", 0, "lb/web1 is at 10.0.0.1 port 8080"),
         ("server web1 10.0.0.2:8080", 1, "lb/web1 is at 10.0.0.1 port 8080"),
+        ("server web1 10.0.0.2:8080 source 10.0.0.1:8080 # lbagent role=web", 0, "lb/web1 is at 10.0.0.1 port 8080"),
+        ("server  web1  10.0.0.1:8080", 0, ""),
     ],
 )
 def test_a_server_differs_in_address_port_or_state(line: str, admin: int, expected: str) -> None:
     assert find_difference(line, admin=admin) == expected
+
+
+def test_a_server_that_is_as_its_line_says_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(line: str) -> NoReturn:
+        raise AssertionError(line)
+
+    monkeypatch.setattr(state, "split_server_line", fail)
+
+    assert find_difference("server web1 10.0.0.1:8080 # lbagent role=web") == ""
+
+
+def test_states_and_sessions_are_those_of_all_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "show servers state": f"1\n{ROW.format(op=2, admin=0, rise=4, check=6)}\n",
+        "show stat -1 4 -1": f"{HEAD}a,web01,0,2,UP,2,\na,web02,0,,UP,2,\n",
+    }
+    one = session.Session("/socket", session.Worker(1, 2), 1000)
+    monkeypatch.setattr(one, "send", lambda commands: [answers[command] for command in commands])
+
+    assert [*one.fetch_states()] == [("lb", "web1")]
+    assert one.fetch_sessions() == {("a", "web01"): 2}
 
 
 def test_statistics_with_a_weight_have_one() -> None:
