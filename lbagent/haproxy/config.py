@@ -111,7 +111,7 @@ class ManagedLine(NamedTuple):
     def name(self) -> str:
         """Name of the server; of a paused one, name of the node."""
         if self.text.startswith("#"):
-            return [*self.text.split(None, 4), "", ""][3]
+            return self.text.split()[3]
         return self.text.split(None, 2)[1]
 
     @property
@@ -122,7 +122,7 @@ class ManagedLine(NamedTuple):
     @property
     def address(self) -> str:
         """The address without port and brackets."""
-        return self.text.split(None, 5)[4] if self.is_comment else self.endpoint.rpartition(":")[0].strip("[]")
+        return self.text.split()[4] if self.is_comment else self.endpoint.rpartition(":")[0].strip("[]")
 
     @property
     def role(self) -> str:
@@ -194,7 +194,7 @@ class Proxy:
     @property
     def hashes(self) -> bool:
         """Whether its `balance` selects servers by a hash, which stable ids keep stable."""
-        return (self.balance or "").partition("(")[0] in _HASHING
+        return self.balance is not None and self.balance.partition("(")[0] in _HASHING
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()
@@ -326,7 +326,7 @@ class Document:
         environment = self._read_environment()
         reader = Reader(environment)
         wanted = (
-            (at, line) for at, line in enumerate(self.lines) if not line.lstrip(" \t").startswith(("server ", "#"))
+            (at, line) for at, line in enumerate(self.lines) if not line.lstrip(BLANK).startswith(("server ", "#"))
         )
         for one in read_directives(wanted, [start for start, _, _ in self._files], reader, environment):
             if one.place.active is not False and one.place.sections != (NOWHERE,) and one.words[0][0] != ".":
@@ -400,11 +400,11 @@ class Document:
         self.lines += lines
         self._reader.begin_file(start)
         proxy, tail = Proxy("", "", None), _NO_TAIL
-        managed, below = proxy.managed, 0
+        managed, below = proxy.managed, len(proxy.markers)
         for at, line in enumerate(lines, start):
             # Fast path: most lines of a large file are managed lines with the same end as the one above.
             text = line.strip(BLANK)
-            if text.endswith(tail) and SERVER_HEAD.fullmatch(text, 0, len(text) - len(tail)):
+            if text.endswith(tail) and SERVER_HEAD.fullmatch(text.removesuffix(tail)):
                 managed.append(_make_managed_line((at, below, text)))
             elif text:
                 servers = proxy.kind in SERVERS and text.startswith(_SERVER_WORDS)
@@ -460,7 +460,7 @@ class Document:
         self._skeleton.append(at)
         words, sure = found
         self.is_conditional = (
-            self.is_conditional or words[0] not in SECTIONS or (not sure and "$" in "".join(words[:2]))
+            self.is_conditional or words[0] not in SECTIONS or (not sure and any("$" in word for word in words[:2]))
         )
         place = self._reader.read_line(at, found).place
         self._open = self._open or not sure or place.active is None
@@ -479,12 +479,10 @@ class Document:
 
     def _read_comment(self, proxy: Proxy, at: int, line: str, text: str) -> None:
         if text.startswith(PAUSED):
-            if not is_paused_comment(text):
-                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
-            elif proxy.kind in SERVERS:
+            if is_paused_comment(text) and proxy.kind in SERVERS:
                 proxy.managed.append(ManagedLine(at, len(proxy.markers), text))
             else:
-                self._add_damaged(proxy, at, text, "")
+                self._add_damaged(proxy, at, text, "not NAME ADDRESS role=ROLE")
         elif (
             text.startswith(_MARKER_ENDS[0])
             and text.endswith(_MARKER_ENDS[1])
@@ -648,7 +646,7 @@ def parse_change(text: str) -> tuple[Key, str]:
     """Parse a plan's change `PROXY: LINE` into key and line; the line is empty for a paused node."""
     section, _, line = text.partition(": ")
     paused = line.startswith("#")
-    name = [*line.split(None, 4), "", ""][3 if paused else 1]
+    name = line.split()[3 if paused else 1]
     return (section.partition(" ")[2], name), "" if paused else line
 
 

@@ -8,7 +8,7 @@ is kept, replaced or removed. `explain_no_server` has the reasons why a node is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from enum import Enum
+from enum import Enum, auto
 from typing import NamedTuple, Self
 
 from lbagent.haproxy.config import Document, ManagedLine, OperatorServer, Proxy
@@ -72,11 +72,15 @@ class Refusal(NamedTuple):
 class Action(Enum):
     """What happens to a present line."""
 
-    KEEP = "kept: its node has it as its line"
-    KEEP_UNDESIRED = "kept, though its node has no desired server for it"
-    REPLACE = "replaced by another line of its node, or not needed"
-    REMOVE = "removed"
-    REMOVE_IF_ALLOWED = "removed, unless the safety guard blocks it"
+    KEEP = auto()
+    """Its node has it as its line."""
+    KEEP_UNDESIRED = auto()
+    """It is kept, though its node has no desired server for it."""
+    REPLACE = auto()
+    """Its node gets another line, or none is needed."""
+    REMOVE = auto()
+    REMOVE_IF_ALLOWED = auto()
+    """It is removed, unless the safety guard blocks it."""
 
 
 class LineDecision(NamedTuple):

@@ -61,7 +61,7 @@ def _make_key_function(membership: Membership, surroundings: str) -> Callable[[M
     def key(member: Member) -> str:
         tags = sorted((member.tags or {}).items())
         state = (member.address, member.role, tags, member.present, member.name in out, surroundings)
-        return f"{zlib.crc32(repr(state).encode('utf-8', 'surrogateescape')):08x}"
+        return f"{zlib.crc32(repr(state).encode()):08x}"
 
     return key
 

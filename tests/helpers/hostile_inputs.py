@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lbagent.commands import handle
+from lbagent.commands import handle, query
 from lbagent.errors import LbagentError
 from lbagent.haproxy import process, validation
 from lbagent.roles import loader
@@ -533,16 +533,15 @@ def drop_managed_lines(content: bytes) -> list[str]:
 @contextlib.contextmanager
 def make_lab(folder: Path, seed: int) -> Iterator[Lab]:
     """Yield a lab in `folder` without processes, fsync and system log."""
-    made, write = Lab(folder, random.Random(seed)), os.write
+    made, answer_query = Lab(folder, random.Random(seed)), query.answer_query
 
-    def answer(descriptor: int, content: bytes) -> int:
-        if descriptor != 1:
-            return write(descriptor, content)
+    def answer(*args: Any) -> bytes:  # noqa: ANN401  # passed on
+        content = answer_query(*args)
         made.counts["answers to queries"] += 1
         if len(content) > ANSWER_LIMIT:
             message = f"an answer of {len(content)} bytes, which Serf drops"
             raise Broken(message)
-        return len(content)
+        return b""
 
     def serf(argv: list[str], *_: object) -> str:
         return made.serf.get(argv[1] if len(argv) > 1 else "", "")
@@ -555,7 +554,7 @@ def make_lab(folder: Path, seed: int) -> Iterator[Lab]:
             (process, "is_shown_not_to_run", lambda *_: True),
             (agent, "_run_serf", serf),
             (os, "fsync", lambda _: None),
-            (os, "write", answer),
+            (query, "answer_query", answer),
             (time, "sleep", lambda _: None),
         ):
             stack.enter_context(mock.patch.object(where, name, value))

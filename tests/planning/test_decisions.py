@@ -100,6 +100,21 @@ def test_a_quarantined_node_has_the_reason_of_its_quarantine() -> None:
     assert plan.after == (CFG,)
 
 
+def test_a_node_that_a_trial_leaves_out_has_the_reason() -> None:
+    plan = plan_for(CFG, ROLES, membership_of(member("web1")), PlanOptions(kept=frozenset({"web1"})))
+
+    assert (plan.reasons, plan.after) == ({"web1": ("this trial leaves it out",)}, (CFG,))
+
+
+def test_the_line_of_a_kept_node_keeps_its_endpoint() -> None:
+    before = with_line(WEB1)
+
+    plan = plan_for(before, ROLES, membership_of(member("web1"), member("web0")), PlanOptions(kept=frozenset({"web1"})))
+
+    assert plan.reasons["web0"] == ("in backend farm: web1 has 10.0.0.1:80",)
+    assert plan.after == (before,)
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
@@ -119,6 +134,70 @@ def test_a_line_that_is_removed_has_the_reason(members: list[Member], reason: st
 
     assert plan.changes["web1"].removed == (f"backend farm: {WEB1}",)
     assert plan.changes["web1"].reasons == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("line", "one", "reason"),
+    [
+        (
+            WEB1.replace("role=web", "role=idle"),
+            member("web1", role="idle"),
+            "roles.yml has no server for it at this marker",
+        ),
+        (
+            "# lbagent paused web1 10.0.0.1 role=web",
+            member("web1", role="we b"),
+            "it is resumed, and its role 'we b' is not [A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        ),
+    ],
+)
+def test_a_line_that_its_role_does_not_give_is_removed_with_the_reason(line: str, one: Member, reason: str) -> None:
+    plan = plan_for(with_line(line), ROLES, membership_of(one), PlanOptions(force=True))
+
+    assert plan.changes == {"web1": Change((), (f"backend farm: {line}",), (reason,))}
+
+
+def test_the_comment_of_a_paused_node_is_removed_where_an_operators_line_has_its_name() -> None:
+    operators = "server WEB1 10.9.9.9:80"
+
+    plan = plan_for(
+        with_line(f"{operators}\n    # lbagent paused web1 10.0.0.1 role=web"),
+        ROLES,
+        membership_of(paused_member(member("web1"))),
+    )
+
+    assert plan.after == (with_line(operators),)
+
+
+def test_a_node_of_several_roles_that_left_has_no_line() -> None:
+    assert plan_for(CFG, ROLES, membership_of(member("web1", role="web,api", status=LEFT))).after == (CFG,)
+
+
+def test_failed_nodes_whose_tags_make_the_line_are_removed_too() -> None:
+    roles = parse_roles_text("""
+        services: {iis: {port: "{tag:port|80}"}}
+        roles: {web: {lb: [iis], on_failed: remove}}
+    """)
+    nodes = [member("web1", status=FAILED), member("web2", "10.0.0.2"), member("web3", "10.0.0.3")]
+
+    plan = plan_for(CFG, roles, membership_of(*nodes))
+
+    assert list(plan.changes) == ["web2", "web3"]
+    assert plan.reasons == {"web1": ("iis: it has failed, and `on_failed` is `remove`",)}
+
+
+def test_of_two_nodes_with_one_address_by_tag_the_alive_one_comes_before_the_failed_one() -> None:
+    roles = parse_roles_text("""
+        services: {iis: {port: 80}}
+        roles: {web: {lb: [iis], address: "{tag:ip}"}}
+    """)
+    tags = {"ip": "10.9.9.9"}
+    nodes = [member("web1", tags=tags, status=FAILED), member("web2", "10.0.0.2", tags=tags)]
+
+    plan = plan_for(CFG, roles, membership_of(*nodes))
+
+    assert list(plan.changes) == ["web2"]
+    assert plan.reasons == {"web1": ("in backend farm: web2 has 10.9.9.9:80",)}
 
 
 def test_a_line_that_is_replaced_needs_no_reason() -> None:
@@ -151,6 +230,25 @@ def test_a_line_that_is_kept_although_its_node_is_not_desired_has_the_reason(
 
     assert plan.reasons == {"web1": (reason,)}
     assert plan.after == (text,)
+
+
+def test_a_long_invalid_role_is_cut_in_the_reason() -> None:
+    plan = plan_for(with_line(WEB1), ROLES, membership_of(member("web1", role=f"/{'x' * 99}")))
+
+    why = f"in backend farm: its role '/{'x' * 39}' is not [A-Za-z0-9][A-Za-z0-9._-]{{0,62}}"
+    assert plan.reasons == {"web1": (why,)}
+
+
+def test_a_line_whose_address_is_a_tag_stays_where_the_role_becomes_invalid() -> None:
+    roles = parse_roles_text("""
+        services: {iis: {port: 80}}
+        roles: {web: {lb: [iis], address: "{tag:ip}"}}
+    """)
+    before = with_line(WEB1.replace("10.0.0.1", "10.9.9.9"))
+
+    plan = plan_for(before, roles, membership_of(member("web1", role="we b")), PlanOptions(force=True))
+
+    assert plan.after == (before,)
 
 
 def test_a_line_whose_node_lost_a_tag_is_kept_with_the_reason() -> None:
@@ -257,6 +355,14 @@ def test_a_server_template_with_its_endpoint_has_priority(endpoint: str, there: 
     assert len(plan_for(text, ROLES, membership_of(member("web1"))).added) == there
 
 
+def test_a_node_with_a_line_does_not_keep_another_from_being_adopted() -> None:
+    text = with_line(f"server WEB2 10.0.0.2:80\n    {WEB1}")
+
+    plan = plan_for(text, ROLES, membership_of(member("web1"), member("web2", "10.0.0.2")), PlanOptions(adopt=True))
+
+    assert plan.after == (with_line(f"{WEB1}\n    {WEB1.replace('web1 10.0.0.1', 'web2 10.0.0.2')}"),)
+
+
 def test_two_operators_lines_of_one_node_leave_one() -> None:
     text = with_line("server mine 10.0.0.1:80\n    server web1 10.0.0.7:80")
 
@@ -360,6 +466,14 @@ def test_a_paused_node_keeps_its_place_below_the_maximum() -> None:
 
     assert plan.after == (before,)
     assert plan.reasons == {"api0": ("iis: role api has reached its maximum of 1",)}
+
+
+def test_a_line_without_a_marker_keeps_its_line_end() -> None:
+    text = f"backend farm\r\n\t{WEB1}\r\n"
+
+    plan = plan_for(text, ROLES, membership_of(member("web1", "10.0.0.9")))
+
+    assert plan.after == (text.replace("10.0.0.1", "10.0.0.9"),)
 
 
 def test_of_two_lines_without_a_marker_one_gets_the_common_new_address() -> None:

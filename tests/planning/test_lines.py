@@ -199,14 +199,43 @@ def test_only_a_present_node_counts_as_quarantined(status: str, count: int) -> N
     assert counts[Pair("lb", "iis")] == {"in": 2, "paused": 0, "failed": 0, "quarantined": count}
 
 
-@pytest.mark.parametrize(("proxy", "services"), [("farm", ["iis"]), ("other", [])])
-def test_a_proxy_that_haproxy_may_not_have_counts_where_its_states_show_it(proxy: str, services: list[str]) -> None:
+def test_drained_servers_and_comments_count_as_paused() -> None:
+    lines = {
+        "lb-iis": [
+            "# lbagent paused web3 10.0.0.3 role=web",
+            "server app1 10.0.0.4:80 weight 0 # lbagent paused role=app",
+            "server web1 10.0.0.1:80 check # lbagent role=web",
+        ]
+    }
+
+    counts = count_servers(lines, ROLES, membership_of(*WEB))
+
+    assert counts[Pair("lb", "iis")] == {"in": 1, "paused": 2, "failed": 0, "quarantined": 0}
+
+
+def test_the_lines_of_another_marker_serve_another_service() -> None:
+    text = dedent("""
+        backend farm
+            server web1.iis 10.0.0.1:80 check # lbagent role=app
+            # additional-lb-iis-server
+            server web2.api 10.0.0.2:81 check # lbagent role=app
+            # additional-lb-api-server
+    """)
+
+    assert unserved(text, member("web1", role="app"), member("web2", "10.0.0.2", "app")) == ["iis"]
+
+
+@pytest.mark.parametrize(("proxy", "services"), [("farm", ["iis"]), ("other", []), (None, ["iis"])])
+def test_a_proxy_that_haproxy_may_not_have_counts_where_its_states_show_it(
+    proxy: str | None, services: list[str]
+) -> None:
     now = ServingServers(
         Document([("haproxy.cfg", f".if defined(LBAGENT_UNKNOWN)\n{CFG}.endif\n")]),
-        {(proxy, "web1"): ServerStats("UP", None, 1)},
+        {(proxy, "web1"): ServerStats("UP", None, 1)} if proxy else {},
     )
+    members = WEB if proxy else map(paused_member, WEB)
 
-    assert find_unserved(now, ROLES, membership_of(*WEB), ["web1"], if_paused=False) == services
+    assert find_unserved(now, ROLES, membership_of(*members), ["web1"]) == services
 
 
 # --- desired servers --------------------------------------------------------------------------------------------------

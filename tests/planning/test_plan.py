@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lbagent.errors import Refused
 from lbagent.haproxy.config import Document
-from lbagent.membership.model import ALIVE, FAILED, LEFT, UNKNOWN, Member, Membership
+from lbagent.membership.model import ALIVE, FAILED, LEFT, LOST, UNKNOWN, Member, Membership
 from lbagent.outcome import BlockedRemoval
 from lbagent.planning.decisions import MissingMarkerNote
 from lbagent.planning.lines import rebuild_membership
@@ -952,6 +952,19 @@ def test_ids_do_not_change_when_other_nodes_join_or_leave(numbers: set[int], oth
     assert len({number % (1 << 20) for number in after.values()}) == len(after)
 
 
+def test_a_new_server_never_has_the_id_of_a_line_that_stays() -> None:
+    # Both names have the same hash.
+    first, second = "web1919", "web2414"
+    text = ONE.replace("roundrobin", "source")
+    before = planned_text(text, ROLES, membership_of(member(first, "10.0.0.1"), member("zz", "10.0.0.2")))
+
+    gone = [member(first, "10.0.0.1", status=LOST), member("zz", "10.0.0.2", status=LOST)]
+    after = planned_text(before, ROLES, membership_of(*gone, member(second, "10.0.0.3")))
+
+    assert sorted(ids(after)) == sorted([first, second, "zz"])
+    assert len(set(ids(after).values())) == 3
+
+
 def test_ids_are_unique_among_a_thousand_servers_and_operators_lines() -> None:
     free = planned_text(ONE.replace("roundrobin", "source"), ROLES, membership_of(*webs(1)))
     taken = ids(free)["web1"]
@@ -1018,8 +1031,9 @@ def test_invalid_managed_lines_add_no_member() -> None:
             server web3 db.example.com:80 check # lbagent role=web
             # lbagent paused web4 nowhere role=web
             # lbagent paused web5 10.0.0.5 role=web
+            server LONG 10.0.0.6:80 check # lbagent role=web
             # additional-lb-iis-server
-    """)
+    """).replace("LONG", f"{'x' * 60}.unheard")
 
     again = rebuild_membership(Document([("haproxy.cfg", text)]), ROLES, NOW)
 

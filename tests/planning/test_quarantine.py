@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lbagent.haproxy.config import Document
 from lbagent.membership.model import FAILED, LEFT, Member, Pause, Quarantine
-from lbagent.planning.quarantine import find_quarantined, lift_quarantines, quarantine_nodes
-from tests.helpers.builders import NOW, member, membership_of, paused_member
+from lbagent.planning.quarantine import find_quarantined, fingerprint_context, lift_quarantines, quarantine_nodes
+from tests.helpers.builders import NOW, member, membership_of, parse_roles_text, paused_member
 
 AROUND = "operator's text and roles.yml"
 
@@ -63,6 +64,26 @@ def test_the_order_of_tags_does_not_matter() -> None:
     one = imposed(member("web01", tags={"a": "1", "b": "2"}))
 
     assert find_quarantined(membership_of(one._replace(tags={"b": "2", "a": "1"})), lambda: AROUND) == {"web01"}
+
+
+def test_the_context_changes_with_the_operators_lines_and_roles_but_not_with_managed_lines() -> None:
+    roles, others = (
+        parse_roles_text(f"services: {{iis: {{port: {port}}}}}\nroles: {{web: {{lb: [iis]}}}}") for port in (80, 81)
+    )
+    text = "backend farm\n    {}\n    # additional-lb-iis-server\n"
+    plain, managed, edited = (
+        Document([("haproxy.cfg", text.format(line))])
+        for line in (
+            "balance source",
+            "balance source\n    server web01 10.0.0.1:80 # lbagent role=web",
+            "balance first",
+        )
+    )
+
+    context = fingerprint_context(plain, roles)
+
+    assert fingerprint_context(managed, roles) == context
+    assert len({context, fingerprint_context(edited, roles), fingerprint_context(plain, others)}) == 3
 
 
 def test_hostile_tags_do_no_harm() -> None:

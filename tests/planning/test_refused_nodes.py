@@ -179,6 +179,7 @@ def test_the_remaining_nodes_are_accepted(count: int, clashes: set[frozenset[int
         (13, [0, 12], 15),
         (14, [0, 13], 8),
         (16, [0, 1, 15], 13),
+        (16, [7, 15], 8),
     ],
 )
 def test_several_refused_nodes_take_so_many_trials(count: int, guilty: Sequence[int], trials: int) -> None:

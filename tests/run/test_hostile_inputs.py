@@ -31,6 +31,7 @@ def test_no_input_breaks_anything(tmp_path: Path, seed: int, capsys: pytest.Capt
         print(f"\nseed {seed}: {json.dumps(dict(sorted(counts.items())), indent=1)}" if COUNT > 10_000 else "", end="")
     assert sum(counts[f"input: {kind}"] for kind in hostile.KINDS_OF_INPUT) == COUNT // SEEDS
     assert all(counts[f"input: {kind}"] for kind in hostile.KINDS_OF_INPUT)
+    assert counts["answers to queries"]
     assert counts["lines written"] > COUNT // SEEDS // 50
 
 

@@ -234,9 +234,9 @@ def test_a_consistent_hash_accepts_servers_with_an_id(balance: str) -> None:
     )
 
 
-@pytest.mark.parametrize("lines", [["    balance leastconn"], ["    mode http"], ["    mode tcp"], ["    cookie C"]])
-def test_a_proxy_without_a_hash_accepts_any_server(lines: list[str]) -> None:
-    assert commands(document(*lines), version="3.0")[0] == f"add server lb/web1 10.0.0.1:80{POOL} check inter 2s"
+@pytest.mark.parametrize("line", ["balance roundrobin", "balance leastconn", "mode http", "mode tcp", "cookie C"])
+def test_a_proxy_without_a_hash_accepts_any_server(line: str) -> None:
+    assert commands(document(f"    {line}"), version="3.0")[0] == f"add server lb/web1 10.0.0.1:80{POOL} check inter 2s"
 
 
 @pytest.mark.parametrize("balance", ["random", "first"])
