@@ -85,9 +85,9 @@ class Result(NamedTuple):
 class Session:
     """A pytest plugin that collects the tests, and leaves to `work` what is run."""
 
-    def __init__(self, packages: Iterable[str], work: Callable[[Session], None]) -> None:
-        """Nothing is collected yet."""
-        self._packages, self._work = sorted(set(packages)), work
+    def __init__(self, paths: Iterable[str], work: Callable[[Session], None]) -> None:
+        """Nothing is collected yet. `paths` are files and folders of tests."""
+        self._paths, self._work = list(dict.fromkeys(paths)), work
         self.items: dict[str, pytest.Item] = {}
         self._failed = ""
 
@@ -105,8 +105,7 @@ class Session:
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
         ]
-        paths = [str(Path("tests", name)) for package in self._packages for name in TESTS[package]]
-        status = pytest.main([*options, *paths], plugins=[self])
+        status = pytest.main([*options, *self._paths], plugins=[self])
         assert status == 0, f"pytest ended with {status}"
 
     def pytest_sessionstart(self) -> None:
@@ -196,6 +195,11 @@ def _wait(pid: int, cpu: float) -> bool:
 # What the tests reach
 
 
+def list_paths(packages: Iterable[str]) -> list[str]:
+    """Return the paths of the tests that can notice a change in these packages."""
+    return [str(Path("tests", name)) for package in sorted(set(packages)) for name in TESTS[package]]
+
+
 def measure(paths: Sequence[Path], folder: Path) -> Reached:
     """Run all tests once, in a fork, and return what each runs. Raises AssertionError if one fails."""
     packages = [path.parts[1] for path in paths]
@@ -220,7 +224,7 @@ def measure(paths: Sequence[Path], folder: Path) -> Reached:
         found.write_bytes(pickle.dumps(Reached(seconds, tests, tuple(properties))))
 
     def collect() -> str:
-        Session(packages, work).start()
+        Session(list_paths(packages), work).start()
         return ""
 
     failed = fork(collect, 1e6)
@@ -307,7 +311,7 @@ def run_mutants(mutants: Sequence[Mutant], reached: Reached, report: Callable[[R
         try:
             if functions:
                 _silence()
-                Session([mutant.path.parts[1] for mutant in functions], work).start()
+                Session(list_paths(mutant.path.parts[1] for mutant in functions), work).start()
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -318,8 +322,23 @@ def run_mutants(mutants: Sequence[Mutant], reached: Reached, report: Callable[[R
 
 def _run_tests(mutant: Mutant, reached: Reached, run: Callable[[list[str]], str]) -> Result:
     names = choose_tests(mutant, reached)
-    cpu = _SLOWER * sum(reached.seconds.get(name, 1.0) for name in names) + _SLACK
-    return Result(mutant, fork(lambda: run(names), cpu) if names else "", len(names))
+    for part in [names] if mutant.function else _split_by_file(names):
+        cpu = _SLOWER * sum(reached.seconds.get(name, 1.0) for name in part) + _SLACK
+        killed_by = fork(partial(run, part), cpu) if part else ""
+        if killed_by:
+            return Result(mutant, killed_by, len(names))
+    return Result(mutant, "", len(names))
+
+
+def _split_by_file(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the tests of the file with the first test, which kill most mutants, and all others.
+
+    A fork has to collect the tests of a mutated module anew, which takes longer than to run them.
+    """
+    first = names[0].partition("::")[0] if names else ""
+    return [one for one in names if one.partition("::")[0] == first], [
+        one for one in names if one.partition("::")[0] != first
+    ]
 
 
 def _run_in_function(session: Session, mutant: Mutant, names: list[str]) -> str:
@@ -331,7 +350,7 @@ def _run_in_module(mutant: Mutant, names: list[str]) -> str:
     sys.meta_path.insert(0, _MutatedModule(mutant))
     failed = []
     try:
-        Session([mutant.path.parts[1]], lambda session: failed.append(session.run(names))).start()
+        Session((name.partition("::")[0] for name in names), lambda session: failed.append(session.run(names))).start()
     except AssertionError:
         # pytest ends with an error, also where a test has failed.
         return "".join(failed) or "the tests cannot be imported"
