@@ -98,7 +98,8 @@ def read_server_state(haproxy: Haproxy, name: str) -> list[str]:
 def read_check_status(haproxy: Haproxy, name: str) -> str:
     """Return the result of a server's last check in `show stat`: L4OK, L6OK, L7OK and so on."""
     rows = csv.DictReader(haproxy.send("show stat").removeprefix("# ").splitlines())
-    return next(row["check_status"] for row in rows if row["svname"] == name)
+    # An asterisk shows that the next check is in progress.
+    return next(row["check_status"].removeprefix("* ") for row in rows if row["svname"] == name)
 
 
 def read_connections(haproxy: Haproxy, frontend: str) -> int:
