@@ -13,6 +13,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from lbagent.errors import LbagentError, TryAgain
@@ -292,8 +293,7 @@ def _find_master_row(environ: Mapping[str, str]) -> Mapping[str, str]:
 
 def list_master_sockets(master: Process) -> list[str]:
     """Return the addresses of the master CLI: from `-S`, else from HAPROXY_MASTER_CLI."""
-    argv = master.argv
-    given = [word[2:] or following for word, following in zip(argv, [*argv[1:], ""], strict=True) if word[:2] == "-S"]
+    given = [word[2:] or following for word, following in pairwise([*master.argv, ""]) if word[:2] == "-S"]
     given = given or master.environ.get("HAPROXY_MASTER_CLI", "").split(";")
     addresses = [word.partition(",")[0] for word in given]
     return [master.translate_address(one) for one in addresses if one and not one.startswith(("sockpair@", "fd@"))]

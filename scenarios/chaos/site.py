@@ -344,7 +344,10 @@ class Balancer(pair.Balancer):
         found: dict[str, dict[str, Server]] = {proxy: {} for proxy in PROXIES.values()}
         for row in csv.DictReader(text.removeprefix("# ").splitlines()):
             if row["pxname"] in found and row["svname"] not in ("FRONTEND", "BACKEND"):
-                found[row["pxname"]][row["svname"]] = Server(row["addr"], row["status"].split()[0])
+                # A drained server has weight 0 in its line; after a reload, HAProxy shows it as UP.
+                status = row["status"].split()[0]
+                state = "DRAIN" if status == "UP" and row["weight"] == "0" else status
+                found[row["pxname"]][row["svname"]] = Server(row["addr"], state)
         return found
 
     def find_servers(self) -> dict[str, dict[str, Server]]:
