@@ -81,6 +81,12 @@ class Chaos:
                 self._run_storm(storm)
                 storm.calm()
                 self._compare(number, storm)
+            storm.wrong += [
+                f"{name}: {line}"
+                for name, balancer in self.site.balancers.items()
+                for line in balancer.watch.log.splitlines()
+                if "internal error" in line
+            ]
         return storm
 
     def _run_storm(self, storm: Storm) -> None:
@@ -192,15 +198,8 @@ class Chaos:
         print(f"disagreements: {len(self.disagreements)}")
         for number, words in self.disagreements:
             print(f"round {number}:\n{words}")
-        defects = [
-            f"{name}: {line}"
-            for name, balancer in self.site.balancers.items()
-            for line in balancer.watch.log.splitlines()
-            if "internal error" in line
-        ]
-        wrong = [*storm.wrong, *defects]
-        print(f"answers that were not true: {len(wrong)}")
-        for words in wrong:
+        print(f"answers that were not true: {len(storm.wrong)}")
+        for words in storm.wrong:
             print(f"  {words}")
         broken = self.find_broken_promises(storm)
         print(f"confirmed pauses: {len(storm.list_promises())}; requests that reached a paused node: {len(broken)}")
@@ -214,7 +213,7 @@ class Chaos:
         for one in unexplained[:50]:
             when = f"at {one.begin - storm.begin:.2f} s, after {one.end - one.begin:.3f} s"
             print(f"  {when}: {one.service}: {one.reason}: {self.clients.find_log(one.request)}")
-        return not (self.disagreements or wrong or unexplained or broken)
+        return not (self.disagreements or storm.wrong or unexplained or broken)
 
 
 def _reports(balancer: Balancer, states: dict[str, str]) -> bool:
