@@ -32,6 +32,7 @@ def run() -> None:
         status = int(stop.code or 0)
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:  # the reader has ended, and needs no message
         status = status or 1
     except OSError as error:

@@ -6,6 +6,7 @@ Only a run imports what a run needs: while `watch` runs, an event becomes a file
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 
@@ -31,8 +32,8 @@ def handle(settings: Settings, log: Log, environ: Mapping[bytes, bytes] = os.env
         from lbagent.commands.query import answer_query  # noqa: PLC0415  # an event must not wait for its imports
 
         log.silent = True
-        with open(1, "wb", closefd=False) as stdout:
-            stdout.write(answer_query(raw, settings, log))
+        sys.stdout.buffer.write(answer_query(raw, settings, log))
+        sys.stdout.flush()
         return 0
     try:
         queue.store_event(raw, settings.paths)
