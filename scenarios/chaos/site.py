@@ -7,7 +7,6 @@ import csv
 import functools
 import http.client
 import json
-import os
 import re
 import socket
 import struct
@@ -22,6 +21,7 @@ import bcrypt
 
 from scenarios import pair
 from scenarios.machines import Daemon, Machine, Switch, start_thread_on
+from tests.helpers.preloading import compile_library
 from tests.helpers.real_programs import LBAGENT
 from tests.helpers.web_page import PASSWORD, USER, WebPage
 
@@ -165,11 +165,7 @@ def build_shim() -> Path:
     """Compile shim.c; return the path of the library."""
     folder = Path("build/chaos").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    library, beside = folder / "shim.so", folder / f"shim.so.{os.getpid()}"
-    source = str(Path(__file__).with_name("shim.c"))
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(beside), source, "-ldl"], check=True)
-    beside.rename(library)  # another run may use the old one
-    return library
+    return compile_library(Path(__file__).with_name("shim.c"), folder / "shim.so")
 
 
 class Server(NamedTuple):

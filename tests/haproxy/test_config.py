@@ -449,7 +449,7 @@ def test_a_server_template_makes_numbered_servers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "named"),
+    ("name", "taken"),
     [
         ("more2", True),
         ("MORE3", True),
@@ -459,10 +459,12 @@ def test_a_server_template_makes_numbered_servers() -> None:
         ("morex", False),
         ("more", False),
         ("less2", False),
+        ("xmore2", False),
+        ("more2x", False),
     ],
 )
-def test_a_server_template_names_its_servers(name: str, named: bool) -> None:  # noqa: FBT001
-    assert ServerTemplate(7, "more", 2, 3, "10.0.0.8:80").names(name) is named
+def test_a_server_template_has_the_names_of_its_servers(name: str, taken: bool) -> None:  # noqa: FBT001
+    assert ServerTemplate(7, "More", 2, 3, "10.0.0.8:80").names(name) is taken
 
 
 @pytest.mark.parametrize(

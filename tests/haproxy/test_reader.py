@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lbagent.errors import Refused
 from lbagent.haproxy import config as haproxy_config
-from lbagent.haproxy.config import Document, ServerTemplate
+from lbagent.haproxy.config import Document
 from lbagent.haproxy.config_files import build_document
 from lbagent.haproxy.reader import Environment, evaluate_condition, split_words
 from lbagent.state.files import Target
@@ -423,22 +423,6 @@ def test_an_unknown_variable_is_neither_set_nor_unset() -> None:
 
     assert [environment.is_defined(name) for name in ("A", "B", "HAPROXY_X")] == [None, True, None]
     assert Environment({}).is_defined("HAPROXY_X") is None
-
-
-@pytest.mark.parametrize(
-    ("name", "taken"),
-    [
-        ("web1", True),
-        ("WEB3", True),
-        ("web4", False),
-        ("web01", False),
-        ("web", False),
-        ("xweb1", False),
-        ("web1x", False),
-    ],
-)
-def test_a_server_template_has_the_names_of_its_servers(name: str, taken: bool) -> None:  # noqa: FBT001
-    assert ServerTemplate(0, "Web", 1, 3, "").names(name) is taken
 
 
 def test_servers_of_an_unread_branch_are_never_changed() -> None:

@@ -197,7 +197,7 @@ def _wait(pid: int, cpu: float) -> bool:
 
 def list_paths(packages: Iterable[str]) -> list[str]:
     """Return the paths of the tests that can notice a change in these packages."""
-    return [str(Path("tests", name)) for package in sorted(set(packages)) for name in TESTS[package]]
+    return [str(Path("tests", name)) for package in packages for name in TESTS[package]]
 
 
 def measure(paths: Sequence[Path], folder: Path) -> Reached:
@@ -335,10 +335,12 @@ def _split_by_file(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
     A fork has to collect the tests of a mutated module anew, which takes longer than to run them.
     """
-    first = names[0].partition("::")[0] if names else ""
-    return [one for one in names if one.partition("::")[0] == first], [
-        one for one in names if one.partition("::")[0] != first
-    ]
+    here = [name for name in names if _get_file(name) == _get_file(names[0])]
+    return here, [name for name in names if name not in here]
+
+
+def _get_file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def _run_in_function(session: Session, mutant: Mutant, names: list[str]) -> str:
@@ -350,7 +352,7 @@ def _run_in_module(mutant: Mutant, names: list[str]) -> str:
     sys.meta_path.insert(0, _MutatedModule(mutant))
     failed = []
     try:
-        Session((name.partition("::")[0] for name in names), lambda session: failed.append(session.run(names))).start()
+        Session(map(_get_file, names), lambda session: failed.append(session.run(names))).start()
     except AssertionError:
         # pytest ends with an error, also where a test has failed.
         return "".join(failed) or "the tests cannot be imported"

@@ -21,6 +21,7 @@ import pytest
 
 from tests.helpers.daemon import run_watch
 from tests.helpers.faults import list_spool_records, make_spool_record, read_folder
+from tests.helpers.preloading import SHORT_WRITES, compile_library, cut_write
 from tests.helpers.real_programs import (
     LBAGENT,
     RELOADING,
@@ -32,7 +33,6 @@ from tests.helpers.real_programs import (
     member_line,
     wait_until,
 )
-from tests.helpers.short_writes import build_library, make_environment
 from tests.helpers.steps import (
     FaultyRun,
     Filter,
@@ -287,7 +287,7 @@ class Bench:
         """
         before, wanted, report = self.lb.text, self.make(change), self.lb.folder / "short-write"
         report.unlink(missing_ok=True)
-        env = {**wanted.env, **make_environment(library, number, report)}
+        env = {**wanted.env, **cut_write(library, number, report)}
         made = self.lb.run(*wanted.words, stdin=wanted.stdin, env=env)
         if not report.exists():
             self.wait()
@@ -485,7 +485,7 @@ def test_a_write_cut_short_at_any_byte_loses_nothing_and_the_answer_is_true(scen
 
 @pytest.mark.parametrize("scenario", [one for one in SCENARIOS if EVERY], ids=lambda one: one.name.replace(" ", "-"))
 def test_a_write_of_half_of_the_bytes_changes_nothing(scenario: Scenario, tmp_path: Path) -> None:
-    library = build_library(tmp_path)
+    library = compile_library(SHORT_WRITES, tmp_path / "short_writes.so")
     with set_up(scenario) as bench:
         outputs = []
         for change in scenario.changes:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import subprocess
@@ -132,16 +131,13 @@ def test_a_lock_at_which_another_process_looks_is_not_busy(path: str, monkeypatc
 
 def test_a_released_lock_is_free_while_a_child_shares_its_descriptor(path: str) -> None:
     with acquire_lock(path):
-        [descriptor] = [int(name) for name in os.listdir("/proc/self/fd") if is_open_on(int(name), path)]
+        opened = (
+            int(name) for name in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{name}") == path
+        )
+        [descriptor] = opened
         shared = os.dup(descriptor)  # as a child has it that was forked and has not run its program yet
     with acquire_lock(path) as acquired:
         pass
     os.close(shared)
 
     assert acquired
-
-
-def is_open_on(descriptor: int, path: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    return False

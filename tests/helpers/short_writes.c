@@ -1,16 +1,4 @@
-"""Writes that the kernel cuts short: a library that a run loads first, built with `cc`.
-
-The kernel may write less than it was asked to, to a file, a pipe or a socket, and reports how much. No option of
-strace does that.
-"""
-
-from __future__ import annotations
-
-import subprocess
-from collections.abc import Mapping
-from pathlib import Path
-
-_SOURCE = r"""
+/* Writes that the kernel cuts short, to a file, a pipe or a socket. No option of strace does that. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -46,24 +34,3 @@ ssize_t send(int descriptor, const void *bytes, size_t length, int flags) {
     ssize_t (*real)(int, const void *, size_t, int) = dlsym(RTLD_NEXT, "send");
     return real(descriptor, bytes, shorten(descriptor, length), flags);
 }
-"""
-
-
-def build_library(folder: Path) -> Path:
-    """Build the library in this folder, and return its path."""
-    path, source = folder / "short_writes.so", folder / "short_writes.c"
-    source.write_text(_SOURCE)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source, "-ldl"], check=True, timeout=60)
-    return path
-
-
-def make_environment(library: Path, number: int, report: Path) -> Mapping[str, str]:
-    """Return the variables of a run whose write with this number writes half of its bytes.
-
-    The run describes the write in `report`.
-    """
-    return {
-        "LD_PRELOAD": str(library),
-        "SHORT_WRITE": str(number),
-        "SHORT_WRITE_REPORT": str(report),
-    }
