@@ -239,17 +239,21 @@ def merge_clock(one: LastCommands | None, other: LastCommands | None) -> LastCom
 
 
 def _merge_command(one: PauseCommand, other: PauseCommand) -> PauseCommand:
-    after = dict(one.after)
-    for clock, ltime in other.after:
-        after[clock] = max(ltime, after.get(clock, 0))
     return PauseCommand(
         one.digest,
         one.pauses or other.pauses,
         _pick_earlier(one.until, other.until),
-        tuple(sorted(after.items())),
+        _merge_after((one, other)),
         max(one.address, other.address),
         min(one.at, other.at),
     )
+
+
+def _merge_after(commands: Iterable[PauseCommand]) -> tuple[tuple[str, int], ...]:
+    after: dict[str, int] = {}
+    for clock, ltime in (known for command in commands for known in command.after):
+        after[clock] = max(ltime, after.get(clock, 0))
+    return tuple(sorted(after.items()))
 
 
 def _pick_earlier(one: int | None, other: int | None) -> int | None:
@@ -329,8 +333,9 @@ def resume_hosts(members: Iterable[Member]) -> Iterator[Member]:
             keys = [(address, clock) for address in paused_at if address in member.addresses]
             ltime, end = max((resumed[key] for key in keys if key in resumed), default=(0, None))
             if end is not None and ltime > last.ltime:
-                # The LTimes of the other name on other clocks do not apply to this name.
-                known[clock] = LastCommands(ltime, (end._replace(after=()),))
+                # The LTimes of the other name on other clocks do not apply to this name. What the ended commands
+                # had overruled stays overruled.
+                known[clock] = LastCommands(ltime, (end._replace(after=_merge_after(last.commands)),))
         if known != member.last_commands:
             yield member._replace(last_commands=known)
 

@@ -146,7 +146,10 @@ class Model:
         return [one for one in mine if one.ltime == max(two.ltime for two in mine)]
 
     def _resume_hosts(self) -> None:
-        """Apply a resume to other names at the same address whose last pause is older, unless they moved since."""
+        """Apply a resume to other names at the same address whose last pause is older, unless they moved since.
+
+        What the ended pause had overruled does not come back.
+        """
         new = set()
         for clock in {one.clock for one in self.arrivals}:
             last = {node: self._last(node, clock) for node in {one.node for one in self.arrivals}}
@@ -158,7 +161,9 @@ class Model:
                 later = [one for one in resumes if one.address in where and one.ltime > mine[0].ltime]
                 if later:
                     best = max(later, key=lambda one: (one.ltime, one.digest))
-                    new.add(replace(best, node=node, seen=frozenset()))
+                    ended = {known for one in mine for known in one.seen}
+                    seen = {name: max(at for other, at in ended if other == name) for name, _ in ended}
+                    new.add(replace(best, node=node, seen=frozenset(seen.items())))
         self.arrivals |= new
         # Any command for its address overrules a comment.
         heard_at = {one.address for one in self.arrivals if one.address}

@@ -16,6 +16,7 @@ from lbagent.membership.pauses import (
     merge_clock,
     restart_clock,
     resume_hosts,
+    update_pause,
 )
 from lbagent.serf.events import Command, parse_event
 from lbagent.serf.raw_event import RawEvent
@@ -304,3 +305,14 @@ def test_a_later_resume_of_another_name_of_the_host_ends_a_pause(ltime: int, add
 
     ended = paused._replace(last_commands={"user": LastCommands(ltime, (resume._replace(after=()),))})
     assert found == ([ended] if ends else [])
+
+
+def test_what_a_pause_had_overruled_stays_overruled_where_another_name_of_the_host_is_resumed() -> None:
+    hour = PAUSE._replace(digest="hour", until=NOW + HOUR, after=(("user", 5),))
+    known = {"user": LastCommands(5, (PAUSE,)), "query": LastCommands(3, (hour,))}
+    old = member("old", pause=Pause(NOW, "query", "", NOW + HOUR))._replace(last_commands=known)
+
+    (ended,) = resume_hosts([old, commanded("new", 9, RESUME, clock="query")])
+
+    assert ended.last_commands["query"] == LastCommands(9, (RESUME._replace(after=(("user", 5),)),))
+    assert update_pause(ended, NOW, "query").pause is None
