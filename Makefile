@@ -19,10 +19,10 @@ demo: $(VENV)/.demo  ## join, pause, reboot, resume and leave, with real Serf an
 
 test: $(VENV)/.dev  ## all tests, ten minutes; on Debian 12 also with the HAProxy of later releases, which it downloads
 	@.ci/haproxy || true
-	@$(BIN)/python -m pytest -n 4 --dist worksteal
+	@$(BIN)/python -m pytest -n 8 --dist worksteal
 
 test-fast: $(VENV)/.dev  ## the tests without real programs, a minute
-	@$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
+	@$(BIN)/python -m pytest -n 8 --dist worksteal --ignore tests/real --ignore tests/examples --ignore tests/packaging --ignore tests/docs
 
 check: lint test  ## the required checks for a change: format, lint, types, tests
 
@@ -68,7 +68,7 @@ histories: $(VENV)/.dev  ## pauses in 50,000 random histories, compared with a m
 
 matrix: $(VENV)/.dev  ## every test on every HAProxy version; `make test` runs a part of them; twenty minutes
 	@.ci/haproxy
-	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+	@LBAGENT_MATRIX=1 $(BIN)/python -m pytest -n 8 --dist worksteal
 
 test-differential: $(VENV)/.dev  ## servers added at run time, compared with the same lines after a reload: all pairs of keywords, on each HAProxy
 	@LBAGENT_SWEEP=1 $(BIN)/python -m pytest -q -s tests/real/test_differential.py

@@ -54,7 +54,7 @@ def replaced(path: Path) -> None:
 def moved_away(path: Path) -> None:
     """The state directory is restored from a copy: other inodes, the same content."""
     folder = path.parent
-    shutil.copytree(folder, f"{folder}.copy")
+    shutil.copytree(folder, f"{folder}.copy", ignore=shutil.ignore_patterns("*.new"))  # `watch` may be writing it
     folder.rename(f"{folder}.old")
     Path(f"{folder}.copy").rename(folder)
 
