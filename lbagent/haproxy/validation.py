@@ -69,10 +69,13 @@ def start_check(
             with _make_check(mode, paths, timeout, running) as second:
                 return second.wait()
 
-    with contextlib.ExitStack() as stack:
+    # An ExitStack would leave a moment between the start and the push of its end, in which an interrupt may arrive.
+    try:
         with _translate_errors():
-            stack.enter_context(first)
+            first.start()
         yield wait_for_result
+    finally:
+        first.end()
 
 
 def check_files(paths: Sequence[str], timeout: float, running: RunningHaproxy | None) -> ProgramResult:

@@ -85,27 +85,35 @@ class Program:
         self._argv, self._timeout, self._cwd = argv, timeout, cwd
         self._environ = os.environ if environ is None else environ
         self._pid = 0
+        self._output = -1
         self._has_ended = False
 
     def __enter__(self) -> Self:
         """Start it. Raises OSError if it cannot be started."""
+        try:
+            self.start()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.end()
+
+    def start(self) -> None:
+        """Start it; the caller calls `end`, also if this raises. Raises OSError if it cannot be started."""
         command = _build_command(self._argv, self._cwd)
         # Into a memfd, not a pipe: a daemon left behind by a reload would keep a pipe open and block us.
         self._output = os.memfd_create("output", os.MFD_CLOEXEC)
         self._deadline = time.monotonic() + self._timeout
+        # An interrupt waits until the pid is known: the program may have run for a while before this process continues.
+        # Where there are other threads (`watch`, `web`), one of these gets the signal, and its handler raises nothing.
+        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_SIGINT, _SIGTERM))
         try:
-            # An interrupt waits until the pid is known: the program may have run for a while before this process
-            # continues. Where there are other threads (`watch`, `web`), one of these gets the signal, and its handler
-            # raises nothing.
-            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_SIGINT, _SIGTERM))
-            try:
-                self._pid = _spawn(command, self._environ, self._output, mask)
-            finally:
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+            self._pid = _spawn(command, self._environ, self._output, mask)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
     def wait(self, enough: Enough | None = None) -> ProgramResult:
         """Return its result at its end, at its time limit, or when its output is `enough`; then its status is 0."""
@@ -116,19 +124,21 @@ class Program:
             return ProgramResult(None, f"{self._argv[0]} did not end within {self._timeout:g} s")
         return ProgramResult(status or 0, words.strip())
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         """Kill it if it still runs, also when this run is interrupted: Ctrl-C does not reach another session."""
         try:
             if self._pid:
                 self._reap()
         finally:
-            os.close(self._output)
+            output, self._output = self._output, -1
+            if output >= 0:
+                os.close(output)
 
     def _reap(self) -> int | None:
         """Return its exit status; None if it had not ended, and was killed."""
-        pid, self._pid = self._pid, 0
         if not self._has_ended:
-            os.killpg(pid, _SIGKILL)
+            os.killpg(self._pid, _SIGKILL)
+        pid, self._pid = self._pid, 0
         status = os.waitpid(pid, 0)[1]
         return os.waitstatus_to_exitcode(status) if self._has_ended else None
 

@@ -266,7 +266,7 @@ def test_the_removal_of_a_whole_role_is_blocked_and_a_pause_still_works() -> Non
         pausing = one.rows("pause", "web02")
 
         held = "3 of 4 lines at '# additional-lb-iis-server' in listen lb-iis would be removed: web01, web02, web03"
-        assert (synced.returncode, unchanged) == (3, before)
+        assert (synced.returncode, unchanged) == (3, before), synced
         # Serf may lose a query on a busy machine: then a line about the other load balancer is first.
         last = synced.stderr.decode().splitlines()[-1]
         assert last == f"lbagent: blocked: {held}; `lbagent apply --force` applies these removals"
