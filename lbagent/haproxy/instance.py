@@ -97,6 +97,10 @@ class Haproxy:
         """
         return self._running is not None and self._running.has_read_since(changed, size)
 
+    def wait_for_other_reloads(self) -> None:
+        """Wait until no reload by another process is in progress."""
+        reload.wait_for_other_reloads(self._running, self._settings.timeout)
+
     def reload(self, changed: Collection[Key] = ()) -> Worker | None:
         """Reload HAProxy and return the new worker; None if HAProxy does not run.
 

@@ -86,7 +86,7 @@ class Reload:
 
     def run(self, running: RunningHaproxy | None) -> Worker:
         """Reload `running` and return the new worker. Raises ReloadFailed, TryAgain."""
-        before = self._wait_for_other_reloads(running)
+        before = wait_for_other_reloads(running, self._settings.timeout)
         answering = self._fetch_answering_pid()
         self._log = _find_stderr_log(running.main) if running else None
         self._request_reload(running)
@@ -110,18 +110,6 @@ class Reload:
         """Return whether the master has begun no reload: it may lose a request just after another reload."""
         now = read_master(running.main) if running is not None and before is not None else None
         return now is not None and before is not None and not now.busy and not self._has_begun(before, now)
-
-    def _wait_for_other_reloads(self, running: RunningHaproxy | None) -> MasterState | None:
-        """Wait until no reload of others is in progress and return the master's state; None without a master.
-
-        During such a reload, the master may have read the old file, and may lose another request.
-        """
-        if running is None or not running.is_master:
-            return None
-        deadline = time.monotonic() + self._settings.timeout
-        while (now := read_master(running.main)) is not None and now.busy and time.monotonic() < deadline:
-            time.sleep(_POLL_INTERVAL)
-        return now
 
     def _request_reload(self, running: RunningHaproxy | None) -> None:
         command = self._settings.reload
@@ -265,6 +253,19 @@ class Reload:
         yield lambda: validation.find_alert(_read_log_end(self._log))
         yield lambda: validation.find_alert(_read_journal(master))
         yield lambda: _find_port_in_use(self._settings.config, master)
+
+
+def wait_for_other_reloads(running: RunningHaproxy | None, timeout: float) -> MasterState | None:
+    """Wait until no reload by another process is in progress; return the master's state, None without a master.
+
+    During such a reload, the master may have read the old file, and may lose another request. `timeout` is in seconds.
+    """
+    if running is None or not running.is_master:
+        return None
+    deadline = time.monotonic() + timeout
+    while (now := read_master(running.main)) is not None and now.busy and time.monotonic() < deadline:
+        time.sleep(_POLL_INTERVAL)
+    return now
 
 
 def read_master(master: Process) -> MasterState | None:

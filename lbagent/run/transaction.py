@@ -69,6 +69,11 @@ class AppliedState:
         is_same = self.served.digest == self._snapshot.document.compute_digest()
         return is_same and confirmed is not None and confirmed != worker
 
+    def was_reloaded_by_another(self) -> bool:
+        """Return whether another process has started the worker, and the file has the lines of its predecessor."""
+        worker = self._haproxy.find_worker()
+        return worker is not None and (self.assumed_worker == worker or self.has_same_lines(worker))
+
     def record_worker(self, worker: Worker | None, in_maintenance: ServersInMaintenance) -> None:
         """Record that this worker runs the managed lines of the file."""
         self.served = Served(self._snapshot.document.compute_digest(), worker, in_maintenance=in_maintenance)
@@ -204,6 +209,7 @@ class Transaction:
         return f"{format_refused(node, self.pending_changes[node])}: {why}" if why else ""
 
     def _apply(self) -> Outcome:
+        has_waited = False
         for _ in range(ATTEMPTS):
             snapshot = config_files.read_config(self._roles.haproxy)
             snapshot.remove_stale_stages()
@@ -223,6 +229,11 @@ class Transaction:
                 continue
             # Servers that were withdrawn while the file could not be written are enabled without a new file.
             result = self._apply_at_runtime(attempt.plan, rollout) if attempt.is_unchanged else None
+            if result is None and attempt.is_unchanged and not has_waited and attempt.applied.was_reloaded_by_another():
+                # That worker may not answer yet, or its successor is about to serve: compare again before a reload.
+                haproxy.wait_for_other_reloads()
+                has_waited = True
+                continue
             if result is None and not self._replace_file(attempt):
                 continue
             result = result or self._roll_out(attempt.plan, rollout)
@@ -287,7 +298,7 @@ class Transaction:
         """Compare what the worker runs with the plan, and fix differences; return whether all is fixed."""
         rollout = self._make_rollout(attempt)
         applied = attempt.applied
-        is_new = applied.assumed_worker == worker or applied.has_same_lines(worker)
+        is_new = applied.was_reloaded_by_another()
         fixed, is_good = rollout.compare_and_fix(attempt.plan, attempt.full_plan, worker, urgent=urgent, is_new=is_new)
         self._fixed = fixed or self._fixed
         self.withdrawn, self.confirmed_withdrawn = rollout.withdrawn, rollout.confirmed_withdrawn

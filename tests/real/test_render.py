@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -170,17 +171,17 @@ def test_an_error_prints_no_text(lb: LoadBalancer, broken: str) -> None:
 
 
 def deploy(lb: LoadBalancer, haproxy: Haproxy, number: int) -> None:
-    """One run of configuration management: render, validate, replace, reload."""
+    """One run of configuration management under the lock of lbagent: render, validate, replace, reload."""
     given = lb.folder / "template"
     given.write_bytes(make_template(lb, f"    # deployment {number}\n"))
     fresh = lb.etc / ".haproxy.cfg.fresh"
-    with fresh.open("wb") as file:
+    with (lb.state / "lock").open("rb") as lock, fresh.open("wb") as file:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run([LBAGENT, "render", given], env=lb.env, stdout=file, check=True)
-    subprocess.run([lb.bin / "haproxy", "-c", "-f", fresh], env=lb.env, capture_output=True, check=True)
-    worker = haproxy.worker()
-    fresh.rename(lb.cfg)
-    # If `watch` reloads at the same moment, HAProxy may lose this signal; it runs the new text in either case.
-    os.kill(haproxy.pid, signal.SIGUSR2)
+        subprocess.run([lb.bin / "haproxy", "-c", "-f", fresh], env=lb.env, capture_output=True, check=True)
+        worker = haproxy.worker()
+        fresh.rename(lb.cfg)
+        os.kill(haproxy.pid, signal.SIGUSR2)
 
     def reloaded() -> bool:
         with contextlib.suppress(OSError, KeyError):
@@ -210,10 +211,13 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
             wait_until(lambda: lb.idle)
             reloads = haproxy.reloads()
 
+            history = lb.history()
+
         assert b"    # deployment 9\n" in lb.text
     assert {how for how in count if how != "ok"} == set(), count
     assert count["ok"] > 100
-    assert reloads == (10, 0)  # each deployment reloads HAProxy, and lbagent adds no reload of its own
+    # Each deployment reloads HAProxy, and lbagent adds no reload of its own.
+    assert reloads == (10, 0), history
 
 
 # --- the docs -------------------------------------------------------------------------------------------------------
