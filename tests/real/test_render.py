@@ -209,9 +209,7 @@ def test_ten_deployments_under_load_lose_no_request(binary: Path, *, daemon: boo
             for number in range(10):
                 deploy(lb, haproxy, number)
             wait_until(lambda: lb.idle)
-            reloads = haproxy.reloads()
-
-            history = lb.history()
+            reloads, history = haproxy.reloads(), lb.history()
 
         assert b"    # deployment 9\n" in lb.text
     assert {how for how in count if how != "ok"} == set(), count
