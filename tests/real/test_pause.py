@@ -233,7 +233,7 @@ def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
             "lb01   done",
             "lb02   done",
             "lb 03  not asked: its name or address in Serf is invalid",
-        ]
+        ], (one.agent.log, other.agent.log)
 
 
 def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:

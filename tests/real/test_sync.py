@@ -145,16 +145,16 @@ def test_replayed_user_events_change_nothing() -> None:
         more = ["-replay", f"-join={web.bind}"]
         with SerfAgent("lb01", "127.0.0.9", "lb", handler=HANDLER, env=lb.env, more=more) as agent:
             wait_until(lambda: len(lb.managed) == 1 and lb.idle)
-            for number in range(29):
+            for number in range(9):
                 web.send_event(("pause", "resume")[number % 2], f"web01 reason={number}")
-            wait_until(lambda: lb.is_settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 29)
+            wait_until(lambda: lb.is_settled(OUT) and lb.members()["web01"]["last_commands"]["user"].ltime == 9)
             before, reloads, history = lb.members(), haproxy.reloads(), lb.history()
             heard = agent.log.count("Received event: user-event")
             agent.kill()
 
             agent.start()
 
-            wait_until(lambda: agent.log.count("Received event: user-event") == heard + 29)
+            wait_until(lambda: agent.log.count("Received event: user-event") == heard + 9)
             wait_until(lambda: agent.log.count("Received event: member-join") > 1)
             wait_until(lambda: lb.is_settled(OUT))
             assert (lb.members(), haproxy.reloads(), lb.history()) == (before, reloads, history)
