@@ -202,6 +202,7 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
         rows.add_for_all("others", f"not asked: {cluster.trouble}")
         return
     alive = [one.name for one in cluster.others if one.status == "alive"]
+    has_sent = False
     try:
         for attempt, seconds in enumerate(agent.COMMAND_TIMEOUTS):
             for position, (node, payload) in enumerate(payloads.items()):
@@ -213,10 +214,14 @@ def _ask_others(verb: str, payloads: Mapping[str, str], cluster: Cluster, rows: 
                     # This load balancer too: its handler has to receive the LTime that orders all that follows.
                     asked = [cluster.myself, *asked]
                 if asked:
-                    agent.send_query(QUERIES[verb], payload, asked, [seconds], rows.make_callback(node))
+                    # After a timeout, the query may be under way: the next attempt follows.
+                    with contextlib.suppress(agent.SerfTimedOut):
+                        agent.send_query(QUERIES[verb], payload, asked, [seconds], rows.make_callback(node))
+                    has_sent = True
     except TryAgain as error:
-        rows.add_for_all("others", f"not asked: {error}")
-        return
+        if not has_sent:
+            rows.add_for_all("others", f"not asked: {error}")
+            return
     for one in cluster.others:
         rows.add_for_all(one.name, explain_no_query(one.status) or "not answered")
     for name in cluster.unreachable:

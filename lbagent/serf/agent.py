@@ -62,6 +62,10 @@ _ENV_FILE = "serf.env"
 _ENV_KEYS = ("SERF_RPC_ADDR", "SERF_RPC_AUTH")
 
 
+class SerfTimedOut(TryAgain):
+    """The program `serf` did not end in time. The agent may have received the command."""
+
+
 def fetch_members() -> MemberList:
     """Return all members that the agent knows. Raises TryAgain."""
     return _ask(["members", "-format=json"], member_list.parse_member_list)
@@ -96,38 +100,48 @@ def send_query(
 
     It is sent again, to the nodes without an answer, once per entry of `waits`, the seconds to wait each time: Serf
     delivers queries by gossip, and on a small cluster 1 in 40 does not reach every node. `on_answer` is called with
-    each answer as it arrives.
+    each answer as it arrives. Raises SerfTimedOut if no attempt ended in time; where another one does, it counts.
     """
     found: dict[str, str] = {}
+    failures, attempts = [], 0
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            found |= _send_once(name, payload, silent, seconds, on_answer)
+            attempts += 1
+            try:
+                _send_once(name, payload, silent, seconds, found, on_answer)
+            except SerfTimedOut as error:
+                failures.append(error)
+    if failures and len(failures) == attempts and not found:
+        raise failures[-1]
     return found
 
 
 def _send_once(
-    name: str, payload: str, nodes: Collection[str], seconds: int, on_answer: AnswerCallback | None
-) -> dict[str, str]:
+    name: str,
+    payload: str,
+    nodes: Collection[str],
+    seconds: int,
+    found: dict[str, str],
+    on_answer: AnswerCallback | None,
+) -> None:
+    """Send a query once and add the answers to `found` as they arrive. Raises TryAgain."""
     # An answer that cannot be sent directly may be relayed by two other nodes.
     options = ("-no-ack", "-relay-factor=2", f"-timeout={seconds}s", *(f"-node={node}" for node in nodes))
     argv = ["query", *options, name, payload]
 
-    known: set[str] = set()
-
-    def report_answers(output: str) -> dict[str, str]:
+    def add_answers(output: str) -> None:
         answers = member_list.parse_answers(output, nodes)
-        for node in answers.keys() - known:
-            known.add(node)
+        for node in answers.keys() - found.keys():
+            found[node] = answers[node]
             if on_answer:
                 on_answer(node, answers[node])
-        return answers
 
     def all_have_answered(output: str) -> bool:
         # Serf waits for its whole timeout, even if all nodes have answered. Its last line may be incomplete.
-        report_answers(output.rpartition("\n")[0])
+        add_answers(output.rpartition("\n")[0])
         return len(member_list.parse_answers(output, nodes)) == len(nodes)
 
-    return report_answers(_run_serf(argv, seconds + _MORE, all_have_answered))
+    add_answers(_run_serf(argv, seconds + _MORE, all_have_answered))
 
 
 def _ask(argv: list[str], read: Callable[[str], Answer]) -> Answer:
@@ -144,6 +158,8 @@ def _run_serf(argv: list[str], timeout: float, enough: Callable[[str], bool] | N
     except OSError as error:
         fix = "install it" if isinstance(error, FileNotFoundError) else "try again"
         raise TryAgain(f"serf: cannot be started: {error.strerror}; {fix}") from error
+    if result.status is None:
+        raise SerfTimedOut(f"Serf agent: `serf {argv[0]}` did not end within {timeout:g} s")
     if not result.succeeded:
         raise TryAgain(f"Serf agent: `serf {argv[0]}` failed: {brief(result.output.split(chr(10))[0])}")
     return result.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,6 +235,21 @@ def test_a_load_balancer_with_an_invalid_name_has_a_row() -> None:
             "lb02   done",
             "lb 03  not asked: its name or address in Serf is invalid",
         ], (one.agent.log, other.agent.log)
+
+
+def test_a_query_whose_program_hangs_is_sent_again(balanced_pair: Pair) -> None:
+    one, other, nodes = balanced_pair
+    real, link, marker = shutil.which("serf"), one.lb.bin / "serf", one.lb.folder / "hung"
+    link.write_text(f'#!/bin/sh\nif [ "$1" = query ] && mkdir {marker}; then sleep 60; fi\nexec {real} "$@"\n')
+    link.chmod(0o755)
+    try:
+        found = one.rows("pause", nodes[0].name, "--force")
+    finally:
+        link.unlink()
+
+    assert marker.exists()
+    assert found == (0, {"lb01": "done", "lb02": "done"})
+    assert [balancer.lb.managed[0] for balancer in (one, other)] == [nodes[0].paused_line] * 2
 
 
 def test_without_a_serf_agent_the_pause_is_applied_here_and_the_rest_reported() -> None:

@@ -144,6 +144,32 @@ def test_a_query_ends_once_all_nodes_have_answered_and_each_answer_is_reported_o
     assert answers == [("lb02", "done"), ("lb03", "queued")]
 
 
+def test_a_query_whose_program_hangs_is_sent_again_and_its_answers_count(
+    serf: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "_MORE", 0)
+    answers: list[tuple[str, str]] = []
+    serf("""
+        case $* in *node=lb02*) echo "Response from 'lb02': done"; sleep 60;; esac
+        echo "Response from 'lb03': queued"
+    """)
+
+    found = agent.send_query("pause", "web01", ["lb02", "lb03"], (1, 1), lambda *answer: answers.append(answer))
+
+    assert found == {"lb02": "done", "lb03": "queued"}
+    assert answers == [("lb02", "done"), ("lb03", "queued")]
+
+
+def test_a_query_whose_program_always_hangs_is_a_timeout(serf: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "_MORE", 0)
+    serf("sleep 60")
+
+    with pytest.raises(agent.SerfTimedOut) as raised:
+        agent.send_query("pause", "web01", ["lb02"], (1, 1))
+
+    assert str(raised.value) == "Serf agent: `serf query` did not end within 1 s"
+
+
 # --- serf.env -----------------------------------------------------------------------------------------------------
 
 
