@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -40,6 +41,17 @@ def make_line(lb: TwoUserLoadBalancer) -> str:
 
 def list_bad(lb: TwoUserLoadBalancer) -> list[str]:
     return [name.partition("-")[2] for name in sorted(os.listdir(lb.state / "spool/bad"))]
+
+
+def ask(lb: TwoUserLoadBalancer, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
+    """Handle a query as Serf's user, which has two seconds for its answer: on a busy machine, it is sent again."""
+    attempts = (lb.send_query(verb, payload, ltime) for _ in range(20))
+    return next(done for done in attempts if done.stdout != b"queued\n")
+
+
+def _ask_agent(agent: SerfAgent, verb: str) -> dict[str, str] | None:
+    found = agent.send_query(verb, "web01")
+    return None if found == {"lb01": "queued"} else found
 
 
 def read_result(done: subprocess.CompletedProcess[bytes]) -> tuple[int, bytes, bytes]:
@@ -138,12 +150,12 @@ def test_a_query_of_serfs_user_is_answered_with_its_result(lb: TwoUserLoadBalanc
         wait_until(lambda: lb.is_settled(make_line(lb)))
 
         answers = [
-            read_result(lb.send_query("pause", "web01 reason=patches", 5)),
-            read_result(lb.send_query("pause", "web01 reason=patches", 6)),
-            read_result(lb.send_query("resume", "web01", 7)),
-            read_result(lb.send_query("pause", "nobody", 8)),
-            read_result(lb.send_query("resume", "no-body", 9)),
-            read_result(lb.send_query("lbagent-forget", "web01", 10)),
+            read_result(ask(lb, "pause", "web01 reason=patches", 5)),
+            read_result(ask(lb, "pause", "web01 reason=patches", 6)),
+            read_result(ask(lb, "resume", "web01", 7)),
+            read_result(ask(lb, "pause", "nobody", 8)),
+            read_result(ask(lb, "resume", "no-body", 9)),
+            read_result(ask(lb, "lbagent-forget", "web01", 10)),
         ]
 
         assert answers == [
@@ -163,8 +175,8 @@ def test_a_query_of_serfs_user_is_answered_with_the_reason_of_a_refusal(lb: TwoU
         lb.text = lb.text.replace(b"balance roundrobin", b"balanse roundrobin")
         wait_until(lambda: lb.idle)
 
-        done = lb.send_query("resume", "web01", 5)
-        paused = lb.send_query("pause", "web01", 6)
+        done = ask(lb, "resume", "web01", 5)
+        paused = ask(lb, "pause", "web01", 6)
 
         assert (done.returncode, done.stderr) == (0, b"")
         assert paused.stdout.startswith(
@@ -176,7 +188,7 @@ def test_a_query_of_serfs_user_is_answered_that_roles_yml_is_refused(lb: TwoUser
     with run_watch(lb):
         lb.roles.write_text("roles: 7\n")
 
-        done = lb.send_query("pause", "web01", 5)
+        done = ask(lb, "pause", "web01", 5)
 
         assert done.stdout.startswith(b"not applied yet: ")
         assert b"roles.yml:1:8: roles: " in done.stdout
@@ -216,9 +228,10 @@ def test_with_a_real_agent_a_query_is_answered_done(lb: TwoUserLoadBalancer) -> 
         web.join(agent)
         wait_until(lambda: lb.is_settled(make_line(lb)))
 
-        answers = [agent.send_query("pause", "web01"), agent.send_query("resume", "web01")]
-
-    assert answers == [{"lb01": LAST.decode().strip()}, {"lb01": "done"}]
+        for verb, words in (("pause", LAST.decode().strip()), ("resume", "done")):
+            # On a busy machine, an answer may come too late for one query.
+            answer = wait_until(functools.partial(_ask_agent, agent, verb))
+            assert answer == {"lb01": words}
 
 
 # --- without watch ------------------------------------------------------------------------------------------------
@@ -483,6 +496,7 @@ for number in range(2, 110):
 
 def test_files_that_change_while_they_are_read_do_no_harm(lb: TwoUserLoadBalancer, victim: Path) -> None:
     attack = """
+import functools
 import itertools, time
 until = time.monotonic() + 4
 for turn in itertools.count():
