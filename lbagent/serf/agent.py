@@ -50,7 +50,8 @@ Answer = TypeVar("Answer")
 AnswerCallback = Callable[[str, str], None]
 """Called with a node's name and its answer."""
 
-_TIMEOUT = 5.0
+_TIMEOUT = 10.0
+"""Seconds for an answer of the agent: on a busy machine, the program `serf` itself takes seconds to start and end."""
 _MORE = 2.0
 """Seconds that a query may take beyond its own timeout."""
 

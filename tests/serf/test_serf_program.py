@@ -76,13 +76,13 @@ def test_an_agent_without_a_valid_answer_is_asked_again_later(serf: Script, body
     assert agent.fetch_clocks() == {}
 
 
-def test_serf_has_5_s_for_an_answer_and_2_s_more_than_the_query_for_those_of_nodes(mocker: MockerFixture) -> None:
+def test_serf_has_10_s_for_an_answer_and_2_s_more_than_the_query_for_those_of_nodes(mocker: MockerFixture) -> None:
     run = mocker.patch("lbagent.system.subprocess.run_program", return_value=ProgramResult(0, INFO))
 
     agent.fetch_info()
     agent.send_query("pause", "web01", ["lb02"], (1, 2))
 
-    assert [call.args[1] for call in run.call_args_list] == [5, 3, 4]
+    assert [call.args[1] for call in run.call_args_list] == [10, 3, 4]
 
 
 def test_another_load_balancer_has_10_s_for_its_answer_to_a_command() -> None:
