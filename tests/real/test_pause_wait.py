@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lbagent.system.processes import count_connections
 from tests.helpers import tcp_sessions
 from tests.helpers.pair import Balancer, join_both, run_pair
 from tests.helpers.real_programs import LBAGENT, SerfAgent, wait_until
@@ -46,6 +47,7 @@ def balanced_pair(shared_pair: tuple[Balancer, Balancer]) -> Iterator[tuple[Bala
 def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[list[Session]]:
     """Open `number` sessions through HAProxy to one node."""
     found: list[Session] = []
+    before = count_connections()
     with contextlib.ExitStack() as stack:
         with contextlib.ExitStack() as others:
             while len(found) < number:
@@ -53,6 +55,9 @@ def open_sessions_to(balancer: Balancer, node: str, number: int) -> Iterator[lis
                 is_wanted = session.server == NODES[node]
                 (stack if is_wanted else others).enter_context(contextlib.closing(session))
                 found += [session] if is_wanted else []
+        # On a busy machine, HAProxy closes its side of the other sessions later.
+        others_at = [(address, balancer.lb.port) for name, address in NODES.items() if name != node]
+        wait_until(lambda: all(count_connections()[at] <= before[at] for at in others_at))
         yield found
 
 
