@@ -104,16 +104,16 @@ def send_query(
     each answer as it arrives. Raises SerfTimedOut if no attempt ended in time; where another one does, it counts.
     """
     found: dict[str, str] = {}
-    failures, attempts = [], 0
+    has_ended, timeout = False, None
     for seconds in waits:
         if silent := [node for node in nodes if node not in found]:
-            attempts += 1
             try:
                 _send_once(name, payload, silent, seconds, found, on_answer)
+                has_ended = True
             except SerfTimedOut as error:
-                failures.append(error)
-    if failures and len(failures) == attempts and not found:
-        raise failures[-1]
+                timeout = error
+    if timeout and not (has_ended or found):
+        raise timeout
     return found
 
 

@@ -81,7 +81,7 @@ RELOADING = ROLES.replace("haproxy:\n", "haproxy:\n  runtime: off\n")
 """The same roles, with a reload for every change."""
 
 
-def wait_until(predicate: Callable[[], Value], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
+def wait_until(predicate: Callable[[], Value | None], seconds: float = PATIENCE, pause: float = 0.02) -> Value:
     """Return the first true result of `predicate`. Raises AssertionError with its last result after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := predicate()):
@@ -266,7 +266,15 @@ class LoadBalancer:
     @property
     def checks(self) -> int:
         """The number of runs of `haproxy -c` since `count_checks`."""
-        return len(self._checks.read_text().splitlines()) if self._checks.exists() else 0
+        return len(self._list_checks())
+
+    @property
+    def staged_checks(self) -> int:
+        """The same for new texts only: a round of `watch` may check the present text beside the new one."""
+        return sum(words.endswith(".lbagent-staged") for words in self._list_checks())
+
+    def _list_checks(self) -> list[str]:
+        return self._checks.read_text().splitlines() if self._checks.exists() else []
 
     @property
     def env(self) -> dict[str, str]:

@@ -45,8 +45,12 @@ def list_bad(lb: TwoUserLoadBalancer) -> list[str]:
 
 def ask(lb: TwoUserLoadBalancer, verb: str, payload: str, ltime: int) -> subprocess.CompletedProcess[bytes]:
     """Handle a query as Serf's user, which has two seconds for its answer: on a busy machine, it is sent again."""
-    attempts = (lb.send_query(verb, payload, ltime) for _ in range(20))
-    return next(done for done in attempts if done.stdout != b"queued\n")
+
+    def send() -> subprocess.CompletedProcess[bytes] | None:
+        done = lb.send_query(verb, payload, ltime)
+        return None if done.stdout == b"queued\n" else done
+
+    return wait_until(send)
 
 
 def _ask_agent(agent: SerfAgent, verb: str) -> dict[str, str] | None:
@@ -274,7 +278,7 @@ def test_a_long_run_is_not_reported_as_a_watch_that_hangs(lb: TwoUserLoadBalance
     with run_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        wait_until(lambda: lb.checks)
+        wait_until(lambda: lb.staged_checks == 1)
         lb.join(WEB02)
         assert lb.run_as_serf("import os, time; os.utime('1', (time.time() - 6,) * 2)").returncode == 0
 
@@ -496,7 +500,6 @@ for number in range(2, 110):
 
 def test_files_that_change_while_they_are_read_do_no_harm(lb: TwoUserLoadBalancer, victim: Path) -> None:
     attack = """
-import functools
 import itertools, time
 until = time.monotonic() + 4
 for turn in itertools.count():

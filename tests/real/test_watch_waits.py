@@ -93,7 +93,7 @@ def test_an_edit_during_a_run_is_applied(lb: LoadBalancer) -> None:
     with run_watch(lb):
         gate = lb.hold_checks()
         lb.join(WEB01)
-        wait_until(lambda: lb.checks)
+        wait_until(lambda: lb.staged_checks == 1)
         lb.roles.write_text(lb.roles.read_text().replace("interval: 200ms", "interval: 300ms"))
         gate.touch()
 
